@@ -1,0 +1,28 @@
+"""Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
+
+    python train.py --config=configs/cond.py --config.init_from=runs/uncond     # digits: fill in a hole
+    python train.py --config=configs/cond.py:imagenet256_b16                    # super-resolution
+    python train.py --config=configs/cond.py:imagenet256_b16_class              # class labels, as published
+"""
+
+from ml_collections import ConfigDict
+
+from configs import uncond
+
+# Published guidance by image size and variant (table of the official release; G was not given one).
+GUIDANCE = {(256, 'b'): 3.0, (256, 'l'): 2.4, (256, 'h'): 2.2, (512, 'b'): 3.0, (512, 'l'): 2.5, (512, 'h'): 2.3}
+
+
+def get_config(preset: str = 'digits') -> ConfigDict:
+    name, labelled = preset.removesuffix('_class'), preset.endswith('_class')
+    config = uncond.get_config(name)
+    if labelled:
+        config.condition.kind = 'class'
+        config.sample.guidance = GUIDANCE.get((config.model.image_size, config.model.variant.lower()), 1.0)
+    elif name == 'digits':
+        config.condition.kind = 'inpaint'
+        config.steps = 500
+    else:
+        config.condition.kind = 'super_resolution'
+        config.condition.factor = 2  # 8 × 8 patches: 64 live slots
+    return config

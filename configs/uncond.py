@@ -1,0 +1,116 @@
+"""Pre-training without a condition: the first 256 slots are dead.
+
+    python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
+    python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_TRAIN = 1_281_167  # images
+
+
+def get_config(preset: str = 'digits') -> ConfigDict:
+    presets = {'digits': digits}
+    presets |= {f'imagenet{size}_{v}{p}': imagenet for size, p in ((256, 16), (512, 32)) for v in 'blhg'}
+    if preset not in presets:
+        raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(presets)}.')
+    return presets[preset](preset)
+
+
+def imagenet(preset: str) -> ConfigDict:
+    """The published recipe (arXiv 2511.13720, appendix A): 600 epochs at batch 1024."""
+    image_size, variant = int(preset[8:11]), preset[12].upper()
+    config = ConfigDict()
+    config.seed = 0  # decides initial weights, data order, noise, everything
+    config.batch_size = 1024  # global
+    batch = config.get_ref('batch_size')
+    epoch = IMAGENET_TRAIN // batch  # the last, smaller batch is dropped
+    config.steps = 600 * epoch
+    config.log_every = 100  # steps between lines of metrics
+    config.init_from = ''  # a run folder, step or export to take weights from
+    config.init_ema = 'ema1'  # which of its weights: params, ema1, ema2
+    config.mesh = (1, -1, 1)  # (data, fsdp, tensor); -1 takes the devices that are left
+
+    config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
+    config.model.variant = variant  # a size: digits, S, B, L, H, G, or one spelled out
+    config.model.image_size = image_size
+    config.model.channels = 3
+    config.model.num_classes = 1000  # rows of the label table; used where condition.kind is class
+    config.model.tables = 'sincos'  # start of the position tables: sincos or zero
+    config.model.freeze_tables = True  # the target's tables stay, as published
+    config.model.null = 'mask'  # no condition is dead slots (mask) or a learned token (token)
+
+    config.compute = ConfigDict()  # how the same function is computed
+    config.compute.dtype = 'auto'  # bfloat16 on accelerators, float32 on CPU
+    config.compute.dead_slots = 'skip'  # skip what cannot be live, or keep all 512 slots
+    config.compute.scan = True  # one compiled body for all blocks
+    config.compute.remat = 'none'  # none, dots or full: trade compute for memory
+
+    config.data = ConfigDict()
+    config.data.kind = 'tfds'  # digits, tfds, folder, pairs
+    config.data.path = ''  # TFDS: data_dir; folders: the folder
+    config.data.name = 'imagenet2012'  # TFDS only
+    config.data.train = 'train'  # split
+    config.data.test = 'validation'
+    config.data.flip = True  # random horizontal flip
+    config.data.threads = 16  # that read and decode
+    config.data.prefetch = 64  # examples decoded ahead
+
+    config.condition = ConfigDict()
+    config.condition.kind = 'none'  # none, class, super_resolution, inpaint, paired
+    config.condition.drop = 0.1  # probability of a row to lose its condition: trains the null branch
+    config.condition.factor = 2  # super_resolution: times smaller
+    config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
+
+    config.diffusion = ConfigDict()
+    config.diffusion.noise_scale = image_size / 256
+    config.diffusion.t_mean = -0.8  # of logit t
+    config.diffusion.t_std = 0.8
+    config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
+
+    config.optimizer = ConfigDict()
+    config.optimizer.base_lr = 5e-5  # at batch 256; scales with the batch
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.muon_rms = 0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
+    config.optimizer.warmup = 5 * epoch  # steps
+    config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
+
+    config.ema = ConfigDict()
+    config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
+    config.ema.warmup = False  # start with a low decay: for short runs
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 2500  # steps
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every = 125_000  # steps; 0: only the last ones
+
+    config.sample = ConfigDict()
+    config.sample.every = 10_000  # steps between grids
+    config.sample.num = 64  # images in a grid
+    config.sample.sampler = 'heun'  # heun or euler
+    config.sample.steps = 50
+    config.sample.guidance = 1.0  # 1: none
+    config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
+    return config
+
+
+def digits(preset: str) -> ConfigDict:
+    """scikit-learn's 1,797 handwritten digits at 32×32, from nothing to readable in minutes on two CPU cores."""
+    config = imagenet('imagenet256_b16')
+    config.model.variant, config.model.image_size, config.model.num_classes = 'digits', 32, 10
+    config.batch_size, config.steps, config.log_every = 8, 2500, 50
+    config.mesh = (-1, 1, 1)
+    config.compute.scan = False  # a small model runs faster one block at a time
+    config.data.kind, config.data.name, config.data.test = 'digits', '', 'test'
+    config.data.flip, config.data.threads, config.data.prefetch = False, 2, 64
+    config.condition.drop = 0.1
+    config.diffusion.noise_scale = 4.0
+    config.optimizer.base_lr = 0.1
+    config.optimizer.b2, config.optimizer.muon_rms = 0.99, 0.8
+    config.optimizer.warmup, config.optimizer.schedule = 100, 'cosine'
+    config.ema.decays, config.ema.warmup = (0.999, 0.99), True
+    config.checkpoint.every, config.checkpoint.keep_every = 500, 0
+    config.sample.every, config.sample.num, config.sample.steps = 500, 36, 20
+    return config

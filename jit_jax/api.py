@@ -1,0 +1,63 @@
+"""The library's two verbs: `jit_jax.load` a run's weights, `jit_jax.sample` images from them."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+
+from jit_jax import build, checkpoint
+from jit_jax.diffusion import Diffusion
+from jit_jax.generate import Settings, jitted, noise
+from jit_jax.metrics import to_uint8
+from jit_jax.model import JiT
+from jit_jax.sharding import make_mesh, replicated, spread
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and what its run says about it."""
+
+    net: JiT
+    diffusion: Diffusion
+    settings: Settings  # the run's own way to sample
+    config: dict  # the run's config.json
+    step: int
+
+    def apply(self, params, z, t, **told):
+        """x̂ for noisy images z at times t; keywords as in `JiT.__call__`."""
+        return self.net.apply({'params': params}, z, t, **told)
+
+
+def load(path: str, ema: str = 'ema1') -> tuple[Model, dict]:
+    """Reads a run folder, a step folder, an export or a converted checkpoint → (model, params).
+
+    ema: 'ema1', 'ema2' … or 'params' for the live weights. Raises FileNotFoundError or ValueError, in one sentence.
+    """
+    config, params, step = checkpoint.read_weights(path, ema)
+    net, diffusion = build.network(config), build.diffusion(config)
+    return Model(net, diffusion, build.settings(config), config, step), params
+
+
+def sample(model: Model, params, key, num: int = 16, *, batch_size: int = 64, cond=None, cond_valid=None, label=None, **settings):
+    """Draws `num` images: uint8 [num, H, W, C].
+
+    key: a jax.random key; image i depends on (key, i) alone. cond: float32 [num, Hc, Wc, C] in [−1, 1] and
+    cond_valid bool [num, n], label int [num], as in `JiT.__call__`. settings: sampler, steps, guidance, interval
+    instead of the run's own.
+    """
+    told = {name: np.asarray(v) for name, v in dict(cond=cond, cond_valid=cond_valid, label=label).items() if v is not None}
+    for name, rows in told.items():
+        if len(rows) != num:
+            raise ValueError(f'{name} has {len(rows)} rows for num={num} images; give one row an image.')
+    run = jitted(model.net, model.diffusion, replace(model.settings, **settings))
+    mesh = make_mesh((-1, 1, 1))
+    params = jax.device_put(params, replicated(mesh))
+    size = -(-min(batch_size, num) // mesh.size) * mesh.size
+    images = []
+    for start in range(0, num, size):
+        rows = np.arange(start, start + size) % num  # the last batch is padded, so that one program serves all
+        batch = {name: v[rows] for name, v in told.items()}
+        z, batch = spread((noise(key, start, size, model.net), batch), mesh)
+        images.append(to_uint8(process_allgather(run(params, z, batch), tiled=True)))
+    return np.concatenate(images)[:num]

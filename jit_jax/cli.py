@@ -1,0 +1,72 @@
+"""What every command shares: flags, one-sentence errors, and the environment a fast process needs."""
+
+import math
+import os
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+# XLA's CPU runtime allocates its temporaries anew each step; with huge pages the same step is 1.5 times as fast.
+# glibc reads this when the process starts, so a command without it starts itself again. Harmless elsewhere.
+ENVIRONMENT = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
+def restart_with(environment: dict[str, str] = ENVIRONMENT):
+    """Replaces this process by itself with the missing variables set. Does nothing when none is missing."""
+    missing = {name: value for name, value in environment.items() if name not in os.environ}
+    if missing and sys.platform == 'linux':
+        os.environ.update(missing)
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def use_cpu_cores(batch_size: int):
+    """Where JAX runs on a CPU, makes each core a device, as many as divide the batch.
+
+    Small products lose a third of two cores to waiting for each other; split over the batch they do not wait.
+    Call before JAX is used. The variable JAX_NUM_CPU_DEVICES overrides it.
+    """
+    import jax
+
+    if 'JAX_NUM_CPU_DEVICES' not in os.environ and 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', math.gcd(len(os.sched_getaffinity(0)), batch_size))
+
+
+class one_sentence:
+    """Within it, an error a user can cause ends the process with one sentence and exit code 1, no traceback.
+
+    Wrap what runs before any compute is spent; later errors are ours and keep their traceback. `--verbosity=1`
+    shows the traceback of both.
+    """
+
+    kinds = (ValueError, OSError, AttributeError, KeyError, TypeError, flags.Error)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None or not issubclass(kind, self.kinds) or logging.get_verbosity() >= logging.DEBUG:
+            return False
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        print('error: ' + ' '.join(text.split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def parse(argv: list[str] | None = None):
+    """Parses the flags that modules have defined. Unknown flags, stray words and unknown config keys end in one sentence."""
+    with one_sentence():
+        rest = flags.FLAGS(sys.argv if argv is None else argv)
+        if len(rest) > 1:
+            raise ValueError(f'{rest[1]!r} is not a flag; write --name=value.')
+    logging.use_absl_handler()
+
+
+def define_config(name: str, help: str):
+    """A flag --config=path.py[:preset], and --config.key=value for everything in it."""
+    return config_flags.DEFINE_config_file(name, None, help, lock_config=True)
+
+
+def config_name(holder) -> str:
+    """`uncond` for configs/uncond.py, `uncond-imagenet256_b16` for a preset of it."""
+    path, _, preset = config_flags.get_config_filename(flags.FLAGS[holder.name]).partition(':')
+    return os.path.splitext(os.path.basename(path))[0] + (f'-{preset}' if preset else '')

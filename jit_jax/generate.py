@@ -1,0 +1,52 @@
+"""The network, a sampler and guidance put together: noise and what the model is told → images."""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from jit_jax import conditions, sampling
+from jit_jax.diffusion import Diffusion
+from jit_jax.model import JiT
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample: 'heun' or 'euler', network passes by `steps`, classifier-free guidance on low < t < high."""
+
+    sampler: str = 'heun'
+    steps: int = 50
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+
+def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Settings):
+    """Denoises z [B, H, W, C] (unit normal noise) under `told` (keywords of `JiT.__call__`) → float32 images in about [−1, 1].
+
+    The null branch of guidance is the same network without condition slots, so it pays for 256 of them.
+    Pure: jit it once for each shape of `told`.
+    """
+
+    model = model.clone(scan=True, remat='none')  # two or four copies of the network: compile them in seconds
+
+    def denoise(told):
+        return lambda z, t: model.apply({'params': params}, z, t, **told)
+
+    net = denoise(told)
+    if told:
+        net = sampling.guide(net, denoise(conditions.null(told, model.num_classes)), settings.guidance, settings.interval)
+    return sampling.sample(net, d.noise_scale * z, d, steps=settings.steps, sampler=settings.sampler)
+
+
+def noise(key, start: int, count: int, model: JiT):
+    """Unit normal noise of images number start … start + count − 1: image i is the same in any batching."""
+    shape = (model.image_size, model.image_size, model.channels)
+    one = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
+    return jax.vmap(one)(start + jnp.arange(count))
+
+
+@lru_cache(16)  # a Linen module and its settings hash by what they hold, so a second call finds its program
+def jitted(model: JiT, d: Diffusion, settings: Settings):
+    """`generate` compiled: (params, z, told) → images."""
+    return jax.jit(partial(generate, model=model, d=d, settings=settings))

@@ -1,0 +1,133 @@
+"""What a run tells people: metrics.jsonl, TensorBoard, a progress line, and grids of images."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+
+class Writer:
+    """Writes scalars to `metrics.jsonl` (one object a line) and TensorBoard, and shows progress.
+
+    Opened at step `start` it first drops the lines of later steps, which a killed run wrote after its last
+    checkpoint: a resumed run has no line twice. `enabled=False` (every process but the first) writes nothing.
+    """
+
+    def __init__(self, workdir: str, *, start: int, steps: int, enabled: bool = True):
+        self.enabled, self.clock = enabled, Clock(start)
+        if not enabled:
+            return
+        from tensorboardX import SummaryWriter
+
+        self.path = os.path.join(workdir, 'metrics.jsonl')
+        drop_lines_after(self.path, start)
+        self.file = open(self.path, 'a')
+        self.board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start + 1 if start else None)
+        self.on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=start, disable=not self.on_terminal, unit='step', dynamic_ncols=True)
+
+    def scalars(self, step: int, values: dict):
+        """Appends one line for `step`, flushed, so that a checkpoint never knows more than the file."""
+        if not self.enabled:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self.file.write(json.dumps({'step': step, **values}) + '\n')
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix_str(' '.join(f'{name} {value:.4g}' for name, value in values.items()))
+        if not self.on_terminal:
+            print(f'step {step}/{self.bar.total} ' + ' '.join(f'{n} {v:.4g}' for n, v in values.items()), flush=True)
+
+    def images(self, step: int, name: str, grid: np.ndarray, path: str):
+        """Saves a grid (uint8 [h, w, 3]) as a PNG at `path`, whole or not at all, and in TensorBoard."""
+        if self.enabled:
+            save_png(path, grid)
+            self.board.add_image(name, grid, step, dataformats='HWC')
+
+    def say(self, text: str):
+        """A line for the person who watches."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self):
+        if self.enabled:
+            self.bar.close()
+            self.file.close()
+            self.board.close()
+
+
+class Clock:
+    """Training throughput between two lines, and the share of that time spent waiting for data."""
+
+    def __init__(self, step: int):
+        self.step, self.start, self.waited, self.paused = step, time.perf_counter(), 0.0, 0.0
+
+    def lap(self, step: int, batch_size: int) -> dict:
+        """images_per_second and data_wait since the last lap."""
+        now = time.perf_counter()
+        elapsed = max(now - self.start - self.paused, 1e-9)
+        rates = {'images_per_second': (step - self.step) * batch_size / elapsed, 'data_wait': self.waited / elapsed}
+        self.step, self.start, self.waited, self.paused = step, now, 0.0, 0.0
+        return rates
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Around samples and checkpoints: they are not training."""
+        began = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - began
+
+
+def drop_lines_after(path: str, step: int):
+    """Rewrites a metrics.jsonl without lines after `step` and without a torn last line; nothing when there is no file."""
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path) as lines:
+        for line in lines:
+            try:
+                if line.endswith('\n') and json.loads(line)['step'] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue
+    with open(path + '.tmp', 'w') as out:
+        out.writelines(kept)
+    os.replace(path + '.tmp', path)
+
+
+def to_uint8(images) -> np.ndarray:
+    """Images in [−1, 1] → uint8, rounded as a PNG would be."""
+    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """uint8 [N, h, w, C] → one picture, uint8 [·, ·, 3], rows of `columns` images on white."""
+    images = np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
+    N, h, w, C = images.shape
+    rows = -(-N // columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, C), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_png(path: str, image: np.ndarray):
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    Image.fromarray(image).save(path + '.tmp', 'PNG')
+    os.replace(path + '.tmp', path)

@@ -1,0 +1,91 @@
+"""The fixed 512-slot sequence: 256 condition slots, then 256 target patches.
+
+    slot      0 ─────────────── 255 │ 256 ─────────────── 511
+    uncond    ·  ·  ·  ·  ·  ·  ·   │  T₀  T₁  …       T₂₅₅      · dead slot: zeros, masked
+    partial   C₀ … C₆₃  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      64 of 256 condition slots live
+    cond      C₀ C₁ …        C₂₅₅   │  T₀  T₁  …       T₂₅₅
+    class     K₀ … K₃₁  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      32 class tokens in the same slots
+
+`valid: bool[B, 512]` says which slots are live, row by row, so one batch may mix all four.
+A dead slot is zero where it enters the network and masked as a key in attention; nothing reads
+what it becomes as a query. Class tokens take the slots right after the image patches.
+
+Shape letters, here and everywhere: B batch, S slots, N target patches, D width, H heads,
+K head width, P pixels of a patch (p · p · channels), n condition patches of a program, L depth.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+GRID = 16  # patches along each side of the target, at every resolution
+COND = slice(0, 256)
+TARGET = slice(256, 512)
+SLOTS = 512
+
+
+def patch_size(image_size: int) -> int:
+    """The side of a patch in pixels: image_size / 16, so that a target is always 256 patches."""
+    if image_size < GRID or image_size % GRID:
+        raise ValueError(f'image_size must be a multiple of {GRID}, so that a target is 16×16 patches; got {image_size}.')
+    return image_size // GRID
+
+
+def patchify(images, p: int):
+    """[B, h·p, w·p, C] → [B, h·w, P], rows first; a patch's pixels are in the order (row, column, channel)."""
+    B, height, width, C = images.shape
+    h, w = height // p, width // p
+    x = images.reshape(B, h, p, w, p, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, h * w, p * p * C)
+
+
+def unpatchify(patches, p: int, h: int = GRID, w: int = GRID):
+    """[B, h·w, P] → [B, h·p, w·p, C]: the inverse of `patchify`."""
+    B, _, P = patches.shape
+    x = patches.reshape(B, h, w, p, p, P // (p * p)).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, h * p, w * p, P // (p * p))
+
+
+def condition_grid(cond_shape, p: int) -> tuple[int, int]:
+    """The (rows, columns) of patches of a condition image [B, Hc, Wc, C].
+
+    Raises ValueError unless both sides are whole patches and the grid fits in 16×16.
+    """
+    height, width = cond_shape[1:3]
+    h, w = height // p, width // p
+    if height % p or width % p or not (1 <= h <= GRID and 1 <= w <= GRID):
+        raise ValueError(
+            f'A condition image is 1 to {GRID} patches of {p}×{p} pixels along each side '
+            f'({p} to {GRID * p} pixels in steps of {p}); got {height}×{width}.'
+        )
+    return h, w
+
+
+def place(h: int, w: int) -> np.ndarray:
+    """Where an h×w grid of patches lies in the picture, in units of target patches: float32 [h·w, 2] of (row, column).
+
+    Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at 0…15.
+    """
+    rows = (np.arange(h) + 0.5) * GRID / h - 0.5
+    cols = (np.arange(w) + 0.5) * GRID / w - 0.5
+    return np.stack(np.meshgrid(rows, cols, indexing='ij'), -1).reshape(h * w, 2).astype(np.float32)
+
+
+def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0):
+    """`valid` of the literal sequence: bool [B, 512], from cond_valid [B, n] and label_valid [B].
+
+    This is the picture in this module's docstring, from the block where class tokens enter.
+    """
+    n = 0 if cond_valid is None else cond_valid.shape[1]
+    valid = jnp.zeros((batch, SLOTS), bool).at[:, TARGET].set(True)
+    if cond_valid is not None:
+        valid = valid.at[:, :n].set(cond_valid)
+    if label_valid is not None:
+        valid = valid.at[:, n : n + class_tokens].set(label_valid[:, None])
+    return valid
+
+
+def draw(valid) -> str:
+    """One line a row of `valid` [B, 512]: runs of 16 slots as █ (all live), ▒ (some) or · (dead), condition │ target."""
+    share = np.asarray(valid).reshape(len(valid), SLOTS // GRID, GRID).mean(-1)
+    marks = np.where(share == 1, '█', np.where(share > 0, '▒', '·'))
+    return '\n'.join(''.join(row[:GRID]) + '│' + ''.join(row[GRID:]) for row in marks)

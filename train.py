@@ -1,0 +1,31 @@
+"""Trains a JiT: configs/uncond.py pre-trains without a condition, configs/cond.py fine-tunes with one.
+
+    python train.py --config=configs/uncond.py [--workdir=runs/uncond] [--config.batch_size=16 …]
+
+The same command goes on where a stopped run was. On several hosts, run it on each.
+"""
+
+import os
+
+from absl import flags
+
+from jit_jax import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The run folder; runs/<config name> by default.')
+CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path to choose one of its presets.')
+
+
+def main():
+    cli.restart_with()
+    cli.parse()
+    from jit_jax import build, loop  # after the restart: JAX reads its environment when it is imported
+
+    with cli.one_sentence():
+        workdir = WORKDIR.value or os.path.join('runs', cli.config_name(CONFIG))
+        cli.use_cpu_cores(CONFIG.value.batch_size)
+        run = build.run(CONFIG.value)
+    loop.train(run, workdir)
+
+
+if __name__ == '__main__':
+    main()
