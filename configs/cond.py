@@ -1,6 +1,7 @@
 """Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
 
     python train.py --config=configs/cond.py --config.init_from=runs/uncond     # digits: fill in a hole
+    python train.py --config=configs/cond.py:pairs --config.data.path=pairs     # pairs/target/, pairs/cond/
     python train.py --config=configs/cond.py:imagenet256_b16                    # super-resolution
     python train.py --config=configs/cond.py:imagenet256_b16_class              # class labels, as published
 """
@@ -15,8 +16,10 @@ GUIDANCE = {(256, 'b'): 3.0, (256, 'l'): 2.4, (256, 'h'): 2.2, (512, 'b'): 3.0, 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     name, labelled = preset.removesuffix('_class'), preset.endswith('_class')
-    config = uncond.get_config(name)
-    if labelled:
+    config = uncond.get_config('folder' if name == 'pairs' else name)
+    if name == 'pairs':
+        config.data.kind = config.condition.kind = 'pairs'
+    elif labelled:
         config.condition.kind = 'class'
         config.sample.guidance = GUIDANCE.get((config.model.image_size, config.model.variant.lower()), 1.0)
     elif name == 'digits':

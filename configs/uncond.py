@@ -1,6 +1,7 @@
 """Pre-training without a condition: the first 256 slots are dead.
 
     python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
+    python train.py --config=configs/uncond.py:folder --config.data.path=photos
     python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
 """
 
@@ -10,7 +11,7 @@ IMAGENET_TRAIN = 1_281_167  # images
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
-    presets = {'digits': digits}
+    presets = {'digits': digits, 'folder': folder}
     presets |= {f'imagenet{size}_{v}{p}': imagenet for size, p in ((256, 16), (512, 32)) for v in 'blhg'}
     if preset not in presets:
         raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(presets)}.')
@@ -26,6 +27,7 @@ def imagenet(preset: str) -> ConfigDict:
     batch = config.get_ref('batch_size')
     epoch = IMAGENET_TRAIN // batch  # the last, smaller batch is dropped
     config.steps = 600 * epoch
+    config.accumulate = 1  # parts of a batch, one after the other: memory for time
     config.log_every = 100  # steps between lines of metrics
     config.init_from = ''  # a run folder, step or export to take weights from
     config.init_ema = 'ema1'  # which of its weights: params, ema1, ema2
@@ -57,7 +59,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.data.prefetch = 64  # examples decoded ahead
 
     config.condition = ConfigDict()
-    config.condition.kind = 'none'  # none, class, super_resolution, inpaint, paired
+    config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
     config.condition.drop = 0.1  # probability of a row to lose its condition: trains the null branch
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
@@ -113,4 +115,17 @@ def digits(preset: str) -> ConfigDict:
     config.ema.decays, config.ema.warmup = (0.999, 0.99), True
     config.checkpoint.every, config.checkpoint.keep_every = 500, 0
     config.sample.every, config.sample.num, config.sample.steps = 500, 36, 20
+    return config
+
+
+def folder(preset: str) -> ConfigDict:
+    """Your own images, --config.data.path=FOLDER: a small model at 64×64 for one GPU, to be scaled by flags."""
+    config = imagenet('imagenet256_b16')
+    config.model.variant, config.model.image_size, config.model.num_classes = 'S', 64, 0
+    config.batch_size, config.steps = 64, 100_000
+    config.data.kind, config.data.name, config.data.test = 'folder', '', 'test'
+    config.diffusion.noise_scale = 1.0
+    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = 8e-4, 1000, 'cosine'
+    config.ema.decays, config.ema.warmup = (0.9995, 0.999), True
+    config.sample.every = 2500
     return config

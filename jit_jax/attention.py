@@ -7,16 +7,18 @@ import numpy as np
 THETA = 10000.0
 
 
-def rotation(places, head_width: int) -> tuple[np.ndarray, np.ndarray]:
+def rotation(places, head_width: int):
     """cos and sin, float32 [S, K/2], for slots at `places` [S, 2] (row, column); at (0, 0) nothing turns.
 
-    The first half of the pairs turns with the row, the second with the column; pair i of a half of d = K/2
-    channels turns by position / 10000^(2i/d) (official: `VisionRotaryEmbeddingFast`).
+    Places [B, S, 2] give [B, 1, S, K/2]. The first half of the pairs turns with the row, the second with the column;
+    pair i of a half of d = K/2 channels turns by position / 10000^(2i/d) (official: `VisionRotaryEmbeddingFast`).
     """
+    xp = np if isinstance(places, np.ndarray) else jnp
     d = head_width // 2
     frequency = THETA ** -(np.arange(0, d, 2) / d)  # [K/4]
-    angles = np.concatenate([places[:, :1] * frequency, places[:, 1:] * frequency], 1)  # [S, K/2]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    angles = xp.concatenate([places[..., :1] * frequency, places[..., 1:] * frequency], -1)  # [S, K/2]
+    angles = angles if angles.ndim == 2 else angles[:, None]
+    return xp.cos(angles).astype(jnp.float32), xp.sin(angles).astype(jnp.float32)
 
 
 def rotate(x, cos, sin):

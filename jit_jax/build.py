@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict
 
 from jit_jax import conditions, data, sequence, sharding, state
@@ -14,7 +15,7 @@ from jit_jax.diffusion import Diffusion
 from jit_jax.generate import Settings
 from jit_jax.model import REMAT, JiT, size
 from jit_jax.sampling import SAMPLERS
-from jit_jax.step import batch_loss, train_step
+from jit_jax.step import batch_loss, draw, train_step
 
 CHOICES = {
     'model.tables': ('sincos', 'zero'),
@@ -22,13 +23,13 @@ CHOICES = {
     'compute.dead_slots': ('skip', 'keep'),
     'compute.remat': tuple(REMAT),
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
-    'condition.kind': ('none', *conditions.KINDS),
     'optimizer.schedule': ('constant', 'cosine'),
     'sample.sampler': tuple(SAMPLERS),
 }
 AT_LEAST = {
     'steps': 1,
     'batch_size': 1,
+    'accumulate': 1,
     'seed': 0,
     'log_every': 1,
     'model.channels': 1,
@@ -63,12 +64,19 @@ def check(config: ConfigDict):
             raise ValueError(f'config.{key} must be in [0, 1); got {value!r}.')
     if not config.ema.decays:
         raise ValueError('config.ema.decays needs at least one decay; samples are drawn from the first average.')
+    if config.init_from and not epath.Path(config.init_from).exists():
+        raise ValueError(f'config.init_from: there is no {config.init_from}; name a run folder, a step or an export.')
     size(config.model.variant)
     p = sequence.patch_size(config.model.image_size)
-    if config.condition.kind == 'class' and not config.model.num_classes:
-        raise ValueError('config.condition.kind=class needs classes; set config.model.num_classes.')
-    if config.condition.kind == 'super_resolution':
-        sequence.condition_grid((1, *[config.model.image_size / config.condition.factor] * 2, 1), p)
+    kinds = {name for option in conditions.parse(config.condition.kind) for name in option}
+    if 'class' in kinds and not config.model.num_classes:
+        raise ValueError('config.condition.kind with class needs classes; set config.model.num_classes.')
+    if 'pairs' in kinds and config.data.kind != 'pairs':
+        raise ValueError('config.condition.kind=pairs needs config.data.kind=pairs, a folder with target/ and cond/.')
+    if 'super_resolution' in kinds:
+        small, left = divmod(config.model.image_size, config.condition.factor)
+        if left or small % p:
+            raise ValueError(f'config.condition.factor must divide {sequence.GRID} patches; got {config.condition.factor}.')
     low, high = config.condition.hole
     if not 1 <= low <= high <= sequence.GRID:
         raise ValueError(f'config.condition.hole is (smallest, largest) side in patches, 1 to {sequence.GRID}; got {(low, high)}.')
@@ -100,10 +108,7 @@ def settings(config) -> Settings:
 def condition(config) -> Callable:
     """(x, batch, key) → what the model is told about x, as config.condition says."""
     c = config['condition']
-    if c['kind'] == 'none':
-        return lambda x, batch, key: {}
-    options = {'super_resolution': {'factor': c['factor']}, 'inpaint': {'hole': tuple(c['hole'])}}
-    return partial(conditions.KINDS[c['kind']], **options.get(c['kind'], {}))
+    return conditions.make(c['kind'], factor=c['factor'], hole=tuple(c['hole']))
 
 
 def source(config, split: str):
@@ -136,7 +141,7 @@ def run(config: ConfigDict) -> Run:
     """Checks a config and builds its run. Raises ValueError in one sentence before any compute is spent."""
     check(config)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     model, d, told = network(config), diffusion(config), condition(config)
     o, decays = config.optimizer, tuple(config.ema.decays)
     rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
@@ -148,8 +153,9 @@ def run(config: ConfigDict) -> Run:
     everywhere = sharding.replicated(mesh)
     step = partial(
         train_step,
-        loss=partial(batch_loss, model=model, d=d, condition=told, drop=config.condition.drop),
-        optimizer=optimizer, rate=rate, ema=decays, ema_warmup=config.ema.warmup, log_every=config.log_every,
+        draw=partial(draw, model=model, d=d, condition=told, drop=config.condition.drop),
+        loss=partial(batch_loss, model=model, d=d), accumulate=config.accumulate, optimizer=optimizer, rate=rate,
+        ema=decays, ema_warmup=config.ema.warmup, log_every=config.log_every,
     )  # fmt: skip
     return Run(
         config=config, model=model, diffusion=d, settings=settings(config), condition=told, mesh=mesh,

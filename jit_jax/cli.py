@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 
 from absl import flags, logging
@@ -32,14 +33,34 @@ def use_cpu_cores(batch_size: int):
         jax.config.update('jax_num_cpu_devices', math.gcd(len(os.sched_getaffinity(0)), batch_size))
 
 
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where no cluster is detected.')
+PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
+PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0, with --coordinator.')
+
+
+def join_processes():
+    """Joins the processes of a TPU pod, Slurm or Kubernetes job, or those that flags name; alone anywhere else."""
+    import jax
+
+    given = [flag.value is not None for flag in (COORDINATOR, PROCESSES, PROCESS)]
+    if any(given) and not all(given):
+        raise ValueError('--coordinator, --num_processes and --process_id go together.')
+    try:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    except ValueError:
+        if all(given):
+            raise  # otherwise JAX has found no cluster: one process
+
+
 class one_sentence:
     """Within it, an error a user can cause ends the process with one sentence and exit code 1, no traceback.
 
-    Wrap what runs before any compute is spent; later errors are ours and keep their traceback. `--verbosity=1`
-    shows the traceback of both.
+    Wrap what runs before any compute is spent; later errors are ours and keep their traceback, but for the kinds that
+    are named. `--verbosity=1` shows the traceback of all.
     """
 
-    kinds = (ValueError, OSError, AttributeError, KeyError, TypeError, flags.Error)
+    def __init__(self, *kinds):
+        self.kinds = kinds or (ValueError, OSError, AttributeError, KeyError, TypeError, flags.Error)
 
     def __enter__(self):
         return self
@@ -55,7 +76,18 @@ class one_sentence:
 def parse(argv: list[str] | None = None):
     """Parses the flags that modules have defined. Unknown flags, stray words and unknown config keys end in one sentence."""
     with one_sentence():
-        rest = flags.FLAGS(sys.argv if argv is None else argv)
+        argv = sys.argv if argv is None else argv
+        for arg in argv:  # before ml_collections, which answers with a traceback from its loader
+            path = arg.partition('=')[2].partition(':')[0]
+            if arg.startswith('--config=') and not os.path.exists(path):
+                raise ValueError(f'There is no {path}; --config names a file such as configs/uncond.py, with :preset after it.')
+        try:
+            rest = flags.FLAGS(argv)
+        except (AttributeError, KeyError) as error:  # its text: the key and, at times, a similar one, in quotes
+            names = list(dict.fromkeys(re.findall(r'\w+', re.sub('Did you mean|instead of|\\\\n', ' ', str(error)))))
+            raise ValueError(f'There is no config key {names[0]}' + (f'; did you mean {names[1]}?' if names[1:] else '.')) from error
+        except flags.Error as error:  # of a config file, its own error is the last line of a traceback
+            raise ValueError(str(error).rpartition('Error: ')[2]) from error
         if len(rest) > 1:
             raise ValueError(f'{rest[1]!r} is not a flag; write --name=value.')
     logging.use_absl_handler()
@@ -68,5 +100,7 @@ def define_config(name: str, help: str):
 
 def config_name(holder) -> str:
     """`uncond` for configs/uncond.py, `uncond-imagenet256_b16` for a preset of it."""
+    if holder.value is None:
+        raise ValueError(f'--{holder.name} says what to run, for example --{holder.name}=configs/uncond.py.')
     path, _, preset = config_flags.get_config_filename(flags.FLAGS[holder.name]).partition(':')
     return os.path.splitext(os.path.basename(path))[0] + (f'-{preset}' if preset else '')

@@ -1,47 +1,179 @@
 """Conditions, made on the device: pure functions (x, batch, key) → what the model is told about x.
 
-x is float32 [B, H, W, C] in [−1, 1]; `batch` holds what the data set ships beside the image. The result is a dict
-of keyword arguments of `JiT.__call__`: `cond` [B, Hc, Wc, C], `cond_valid` bool [B, n], `label` int32 [B].
+x is float32 [B, H, H, C] in [−1, 1]; `batch` holds what the data set ships beside the image, on the device. The
+result is a dict of keywords of `JiT.__call__`: `cond` [B, Hc, Wc, C], `cond_valid` bool [B, n], `label` int32 [B] …
+To add a condition, write such a function and name it in KINDS; `config.condition.kind` then takes it.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jit_jax.sequence import GRID, condition_grid, patchify, unpatchify
+from jit_jax.sequence import GRID, condition_grid, patch_size, patchify, unpatchify
+
+Told = dict[str, jax.Array]
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's mode L
 
 
-def super_resolution(x, batch, key, *, factor: int):
+def super_resolution(x, batch, key, *, factor: int) -> Told:
     """x made `factor` times smaller, antialiased bicubic: a grid of (16 / factor)² patches, all live."""
     B, H, W, C = x.shape
     return {'cond': jax.image.resize(x, (B, H // factor, W // factor, C), 'cubic', antialias=True)}
 
 
-def inpaint(x, batch, key, *, hole: tuple[int, int]):
-    """x with a rectangle cut out, of hole[0] to hole[1] patches along each side; its patches are dead slots."""
-    B = len(x)
-    low, high = hole
-    size_key, corner_key = jax.random.split(key)
-    size = jax.random.randint(size_key, (B, 2), low, high + 1)
-    corner = jnp.floor(jax.random.uniform(corner_key, (B, 2)) * (GRID - size + 1)).astype(jnp.int32)
-    at = jnp.arange(GRID)
-    inside = (at >= corner[:, :, None]) & (at < (corner + size)[:, :, None])  # [B, 2, 16]
-    valid = ~(inside[:, 0, :, None] & inside[:, 1, None, :]).reshape(B, GRID * GRID)
-    return {'cond': x, 'cond_valid': valid}
+def grayscale(x, batch, key) -> Told:
+    """The luminance of x in all its channels: the model colours it."""
+    return {'cond': jnp.broadcast_to(_luminance(x), x.shape)}
 
 
-def class_label(x, batch, key):
+def edges(x, batch, key) -> Told:
+    """The Sobel gradient's size, white on black: the model paints between the lines."""
+    y = jnp.pad(_luminance(x)[..., 0], ((0, 0), (1, 1), (1, 1)), mode='edge')
+    smooth = lambda y, axis: sum(w * jnp.roll(y, s, axis) for w, s in ((1, -1), (2, 0), (1, 1)))
+    slope = lambda y, axis: jnp.roll(y, -1, axis) - jnp.roll(y, 1, axis)
+    size = jnp.hypot(slope(smooth(y, 1), 2), slope(smooth(y, 2), 1))[:, 1:-1, 1:-1, None]  # 0 … 8 for a full step
+    return {'cond': jnp.broadcast_to(jnp.clip(size / 2, 0, 2) - 1, x.shape)}
+
+
+def inpaint(x, batch, key, *, hole: tuple[int, int]) -> Told:
+    """x with a rectangle cut out, of hole[0] to hole[1] patches along each side."""
+    return _with_hole(x, _rectangle(key, len(x), *hole))
+
+
+def outpaint(x, batch, key, *, hole: tuple[int, int]) -> Told:
+    """What `inpaint` cuts out, and nothing else: the model paints around it."""
+    return _with_hole(x, ~_rectangle(key, len(x), *hole))
+
+
+def half(x, batch, key) -> Told:
+    """x without its top, bottom, left or right half."""
+    side = jax.random.randint(key, (len(x), 1, 1), 0, 4)
+    row, col = jnp.arange(GRID)[:, None] < GRID // 2, jnp.arange(GRID) < GRID // 2
+    row, col = jnp.broadcast_arrays(row, col)
+    return _with_hole(x, jnp.select([side == 0, side == 1, side == 2], [row, ~row, col], ~col))
+
+
+def patches(x, batch, key) -> Told:
+    """x without 25 to 90 % of its patches, taken at random."""
+    share_key, which_key = jax.random.split(key)
+    share = jax.random.uniform(share_key, (len(x), 1, 1), minval=0.25, maxval=0.9)
+    return _with_hole(x, jax.random.uniform(which_key, (len(x), GRID, GRID)) < share)
+
+
+def strokes(x, batch, key, *, corners: int = 6) -> Told:
+    """x without what lies under a free-form brush stroke: a line through random corners, 1 to 2 patches wide."""
+    corner_key, width_key = jax.random.split(key)
+    ends = jax.random.uniform(corner_key, (len(x), corners, 1, 1, 2), maxval=GRID - 1.0)
+    a, b = ends[:, :-1], ends[:, 1:]  # [B, corners − 1, 1, 1, 2]
+    at = jnp.stack(jnp.meshgrid(jnp.arange(GRID), jnp.arange(GRID), indexing='ij'), -1)  # [16, 16, 2]
+    along = jnp.clip(((at - a) * (b - a)).sum(-1) / jnp.maximum(((b - a) ** 2).sum(-1), 1e-6), 0, 1)
+    distance = jnp.linalg.norm(at - a - along[..., None] * (b - a), axis=-1).min(1)
+    width = jax.random.uniform(width_key, (len(x), 1, 1), minval=1.0, maxval=2.0)
+    return _with_hole(x, distance < width / 2)
+
+
+def class_label(x, batch, key) -> Told:
     """The class of each image, as the published class tokens."""
     return {'label': batch['label']}
 
 
-def paired(x, batch, key):
+def pairs(x, batch, key) -> Told:
     """The image that the data set pairs with x: sketch, radar, damaged photograph …"""
     return {'cond': from_uint8(batch['cond'])}
 
 
-KINDS = {'super_resolution': super_resolution, 'inpaint': inpaint, 'class': class_label, 'paired': paired}
+KINDS = {
+    'super_resolution': super_resolution, 'grayscale': grayscale, 'edges': edges, 'inpaint': inpaint, 'outpaint': outpaint,
+    'half': half, 'patches': patches, 'strokes': strokes, 'class': class_label, 'pairs': pairs,
+}  # fmt: skip
+
+
+def parse(kind: str) -> list[list[str]]:
+    """'none', or kinds joined by + (told together) and | (one for each row): 'inpaint|edges' → [['inpaint'], ['edges']].
+
+    Raises ValueError for a name that is not in KINDS.
+    """
+    options = [] if kind == 'none' else [option.split('+') for option in kind.split('|')]
+    for name in (name for option in options for name in option):
+        if name not in KINDS:
+            raise ValueError(f'There is no condition {name!r}; there are none, {", ".join(KINDS)}, joined by + (both) or | (either).')
+    return options
+
+
+def make(kind: str, **settings) -> Callable:
+    """(x, batch, key) → what `kind` tells the model. settings: the keywords of some conditions (factor, hole)."""
+    wants = {'super_resolution': ('factor',), 'inpaint': ('hole',), 'outpaint': ('hole',)}
+    bound = lambda name: partial(KINDS[name], **{s: settings[s] for s in wants.get(name, ())})
+    options = [[bound(name) for name in option] for option in parse(kind)]
+
+    def tell(x, batch, key) -> Told:
+        told = []
+        for i, option in enumerate(options):
+            told.append({})
+            for j, one in enumerate(option):
+                told[-1] |= one(x, batch, jax.random.fold_in(key, i * 16 + j))
+        if len(told) < 2:
+            return told[0] if told else {}
+        return _either(told, jax.random.randint(jax.random.fold_in(key, 255), (len(x),), 0, len(told)), x)
+
+    return tell
+
+
+def _either(told: list[Told], choice, x) -> Told:
+    """Row by row the option that `choice` [B] names: smaller condition images lie at the top left of the largest."""
+    B, p, merged = len(x), patch_size(x.shape[1]), {}
+    pick = lambda arrays: jnp.stack(arrays)[choice, jnp.arange(B)]
+    if any('cond' in one for one in told):
+        grids = [condition_grid(one['cond'].shape, p) if 'cond' in one else (0, 0) for one in told]
+        h, w = (max(sizes) for sizes in zip(*grids))
+        images, valid = [], []
+        for one, (hi, wi) in zip(told, grids):
+            image = one.get('cond', jnp.zeros((B, 0, 0, x.shape[-1])))
+            live = one.get('cond_valid', jnp.ones((B, hi * wi), bool)).reshape(B, hi, wi)
+            images.append(jnp.pad(image, ((0, 0), (0, (h - hi) * p), (0, (w - wi) * p), (0, 0))))
+            valid.append(jnp.pad(live, ((0, 0), (0, h - hi), (0, w - wi))).reshape(B, h * w))
+        merged = {'cond': pick(images), 'cond_valid': pick(valid)}
+        if len({grid for grid in grids if grid != (0, 0)}) > 1:
+            merged['cond_grid'] = jnp.asarray([(max(hi, 1), max(wi, 1)) for hi, wi in grids])[choice]
+    if any('label' in one for one in told):
+        merged['label'] = pick([one.get('label', jnp.zeros(B, jnp.int32)) for one in told])
+        merged['label_valid'] = jnp.asarray(['label' in one for one in told])[choice]
+    return merged
+
+
+def drop(told: Told, key, rate: float, *, p: int, null_class: int) -> Told:
+    """Each row loses its whole condition with probability `rate`: dead patches (of p pixels), the null class."""
+    B = len(next(iter(told.values())))
+    lost = jax.random.bernoulli(key, rate, (B,))
+    told = dict(told)
+    if 'cond' in told:
+        n = math.prod(condition_grid(told['cond'].shape, p))
+        told['cond_valid'] = told.get('cond_valid', jnp.ones((B, n), bool)) & ~lost[:, None]
+    if 'label' in told:
+        told['label'] = jnp.where(lost, null_class, told['label'])
+    return told
+
+
+def null(told: Told, null_class: int) -> Told:
+    """The same rows without their condition, for the null branch of guidance: no patches at all, the null class."""
+    nulls = {name: told[name] for name in ('label', 'label_valid') if name in told}
+    return nulls | {'label': jnp.full_like(told['label'], null_class)} if nulls else {}
+
+
+def picture(told: Told, image_size: int):
+    """The condition images as a person looks at them: [B, H, H, C] float32, enlarged, dead patches grey; or None."""
+    if 'cond' not in told:
+        return None
+    cond, p = jnp.asarray(told['cond']), patch_size(image_size)
+    h, w = condition_grid(cond.shape, p)
+    if 'cond_valid' in told:
+        cond = unpatchify(jnp.where(told['cond_valid'][:, :, None], patchify(cond, p), 0), p, h, w)
+    grid = jnp.asarray(told.get('cond_grid', [[h, w]] * len(cond)))  # [B, 2]
+    rows, cols = (jnp.arange(image_size) * grid[:, i, None] // GRID for i in (0, 1))  # nearest neighbour
+    return cond[jnp.arange(len(cond))[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
 def from_uint8(images):
@@ -49,31 +181,21 @@ def from_uint8(images):
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
-def drop(condition: dict, key, rate: float, *, p: int, null_class: int) -> dict:
-    """Each row loses its whole condition with probability `rate`: dead patches (of p pixels), the null class."""
-    B = len(next(iter(condition.values())))
-    lost = jax.random.bernoulli(key, rate, (B,))
-    condition = dict(condition)
-    if 'cond' in condition:
-        n = math.prod(condition_grid(condition['cond'].shape, p))
-        valid = condition.get('cond_valid', jnp.ones((B, n), bool))
-        condition['cond_valid'] = valid & ~lost[:, None]
-    if 'label' in condition:
-        condition['label'] = jnp.where(lost, null_class, condition['label'])
-    return condition
+def _luminance(x):
+    """[B, H, W, C] → [B, H, W, 1]; of one channel, itself."""
+    return x if x.shape[-1] == 1 else (x * jnp.asarray(LUMA)).sum(-1, keepdims=True)
 
 
-def null(condition: dict, null_class: int) -> dict:
-    """The same rows without their condition, for the null branch of guidance: no patches at all, the null class."""
-    return {'label': jnp.full_like(condition['label'], null_class)} if 'label' in condition else {}
+def _with_hole(x, hole) -> Told:
+    """x with the patches of `hole` bool [B, 16, 16] as dead slots."""
+    return {'cond': x, 'cond_valid': ~hole.reshape(len(x), GRID * GRID)}
 
 
-def picture(condition: dict, image_size: int, p: int):
-    """A condition image as a person looks at it: at the target's size, dead patches grey. float32, or None."""
-    if 'cond' not in condition:
-        return None
-    cond = condition['cond']
-    if 'cond_valid' in condition:
-        h, w = condition_grid(cond.shape, p)
-        cond = unpatchify(jnp.where(condition['cond_valid'][:, :, None], patchify(cond, p), 0), p, h, w)
-    return jax.image.resize(cond, (len(cond), image_size, image_size, cond.shape[-1]), 'nearest')
+def _rectangle(key, B: int, low: int, high: int):
+    """bool [B, 16, 16]: a rectangle of low to high patches along each side, anywhere in the picture."""
+    size_key, corner_key = jax.random.split(key)
+    size = jax.random.randint(size_key, (B, 2), low, high + 1)
+    corner = jnp.floor(jax.random.uniform(corner_key, (B, 2)) * (GRID - size + 1)).astype(jnp.int32)
+    at = jnp.arange(GRID)
+    inside = (at >= corner[:, :, None]) & (at < (corner + size)[:, :, None])  # [B, 2, 16]
+    return inside[:, 0, :, None] & inside[:, 1, None, :]

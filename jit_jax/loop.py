@@ -7,11 +7,16 @@ import threading
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jit_jax import build, checkpoint, data, metrics
 from jit_jax.build import Run
 from jit_jax.preview import Preview
 from jit_jax.sharding import to_device
+
+
+class Refused(ValueError):
+    """A run that cannot start as asked; the message is one sentence with the fix, and nothing has been touched."""
 
 
 def train(run: Run, workdir: str):
@@ -21,7 +26,10 @@ def train(run: Run, workdir: str):
         checkpoints = checkpoint.Checkpoints(
             workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None, best=None
         )
-        state, how = starting_state(run, workdir, checkpoints)
+        try:
+            state, how = starting_state(run, workdir, checkpoints)
+        except (ValueError, OSError) as problem:
+            raise Refused(problem) from problem
         start = int(state.step)
         if start >= config.steps:
             print(f'{workdir} is done: step {start} of {config.steps}. To go on, raise --config.steps.')
@@ -47,7 +55,7 @@ def train(run: Run, workdir: str):
                 with writer.clock.waiting():
                     rows = next(batches)
                 batch = to_device(rows, run.mesh)  # travels while the step runs
-            last = step == config.steps or stop
+            last = step == config.steps or stop.after(step)
             while len(in_flight) > (0 if last else 1):  # read a step late: the device is never waited for empty
                 report(*in_flight.pop(0), run, writer, workdir)
             if step % config.sample.every == 0 or step == config.steps:
@@ -60,7 +68,7 @@ def train(run: Run, workdir: str):
                 break
         checkpoints.wait()
         checkpoints.close()
-        if stop and saved < config.steps:
+        if stop.name and saved < config.steps:
             writer.say(f'Stopped by {stop.name} after step {saved}: saved. The same command goes on from here.')
         else:
             writer.say(f'Done: step {saved}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}')
@@ -153,20 +161,28 @@ def save(checkpoints, state, in_flight, run: Run, writer, workdir: str):
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after each step; a second Ctrl-C is immediate."""
+    """Turns Ctrl-C and SIGTERM into a wish that the loop reads after each step; a second Ctrl-C is immediate.
+
+    Several processes must stop at one step. There JAX's own service catches SIGTERM and names the step.
+    """
 
     def __enter__(self):
         self.name, self.previous = '', {}
-        if threading.current_thread() is threading.main_thread():
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             for kind in (signal.SIGINT, signal.SIGTERM):
                 self.previous[kind] = signal.signal(kind, self.wish)
+        self.alone = alone
         return self
 
     def wish(self, kind, frame):
         self.name = signal.Signals(kind).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __bool__(self):
+    def after(self, step: int) -> bool:
+        """Whether to save and stop after `step`; the same answer in every process."""
+        if not self.alone and multihost_utils.reached_preemption_sync_point(step):
+            self.name = signal.SIGTERM.name
         return bool(self.name)
 
     def __exit__(self, *error):

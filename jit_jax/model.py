@@ -176,37 +176,36 @@ class Slots(NamedTuple):
 
     tokens: jax.Array  # [B, S, D]
     valid: jax.Array | None  # bool [B, S]; None: all live
-    places: np.ndarray  # [S, 2], where each slot lies in the picture; (0, 0) is not rotated
+    places: np.ndarray | jax.Array  # [S, 2] or, where rows differ, [B, S, 2]: where a slot lies; (0, 0) is not rotated
     n: int  # image patches of the condition: the class tokens' first slot
-    empty: jax.Array | None  # bool [B], rows of no-condition tokens
 
     def insert(self, class_tokens, label_valid) -> 'Slots':
         """Class tokens [B, K, D] take slots n … n + K − 1: padding when all 512 run, new slots otherwise."""
         B, K = class_tokens.shape[:2]
-        room = slice(self.n, self.n + K)
-        padded = len(self.places) == SLOTS
+        S = self.tokens.shape[1]
+        room, padded = slice(self.n, self.n + K), S == SLOTS
         rest = self.n + K if padded else self.n
         valid, live = self.valid, jnp.ones((B, K), bool) if label_valid is None else label_valid[:, None].repeat(K, 1)
         if label_valid is not None and padded:
             class_tokens = jnp.where(live[:, :, None], class_tokens, self.tokens[:, room])
             live = live | valid[:, room]
         if valid is None and label_valid is not None:
-            valid = jnp.ones((B, len(self.places)), bool)
+            valid = jnp.ones((B, S), bool)
         if valid is not None:
             valid = jnp.concatenate([valid[:, : self.n], live, valid[:, rest:]], 1)
         return self._replace(
             tokens=jnp.concatenate([self.tokens[:, : self.n], class_tokens, self.tokens[:, rest:]], 1),
             valid=valid,
-            places=np.concatenate([self.places[: self.n], np.zeros((K, 2), np.float32), self.places[rest:]]),
+            places=join(self.places[..., : self.n, :], np.zeros((K, 2)), self.places[..., rest:, :]),
         )
 
-    def rotation(self, head_width: int):
-        """cos and sin for `rotate`: [S, K/2], or [B, 1, S, K/2] where no-condition tokens stand in for image patches."""
-        cos, sin = rotation(self.places, head_width)
-        if self.empty is None or not self.n:
-            return jnp.asarray(cos), jnp.asarray(sin)
-        still = self.empty[:, None, None, None] & (np.arange(len(cos)) < self.n)[:, None]
-        return jnp.where(still, 1.0, cos), jnp.where(still, 0.0, sin)
+
+def join(*places):
+    """Concatenates places [·, 2] and [B, ·, 2] along their slots."""
+    rows = [len(x) for x in places if x.ndim == 3]
+    if not rows:
+        return np.concatenate(places)
+    return jnp.concatenate([jnp.broadcast_to(x, (rows[0], *x.shape[-2:])) for x in places], 1)
 
 
 class JiT(nn.Module):
@@ -266,7 +265,9 @@ class JiT(nn.Module):
         one = lambda key: block.init(key, x, jnp.zeros((1, 6, self.width)), angles, angles, None)['params']
         return jax.vmap(one)(jax.random.split(key, self.depth))
 
-    def __call__(self, z, t, cond=None, cond_valid=None, label=None, label_valid=None, *, train: bool = False):
+    def __call__(
+        self, z, t, cond=None, cond_valid=None, label=None, label_valid=None, cond_grid=None, *, train: bool = False
+    ):
         """Predicts the clean image.
 
         z: [B, H, W, C] noisy images. t: [B] times in [0, 1], or [1] when all rows share one.
@@ -274,17 +275,19 @@ class JiT(nn.Module):
         cond_valid: bool [B, n], the live condition patches of each row (rows first); None: all.
         label: int [B] in [0, num_classes], num_classes being the null class, or None.
         label_valid: bool [B], the rows that have a label at all; None: all.
+        cond_grid: int [B, 2], where rows mix grids: cond is as large as the largest, and row b's own h×w patches lie at
+          its top left, the rest being dead in cond_valid. None: cond is every row's grid.
         train: dropout is on, and needs rngs={'dropout': key}.
         Returns x̂ float32 [B, H, W, C]. Raises ValueError for shapes that do not fit.
         """
         B = len(z)
         self._check(z, cond, cond_valid, label)
         x = self.target_embed(sequence.patchify(z, self.patch), GRID, GRID)
-        slots = self._condition_slots(B, cond, cond_valid, label is not None, label_valid)
+        slots = self._condition_slots(B, cond, cond_valid, label is not None, label_valid, cond_grid)
         slots = slots._replace(
             tokens=jnp.concatenate([slots.tokens, x], 1),
             valid=None if slots.valid is None else jnp.pad(slots.valid, ((0, 0), (0, GRID * GRID)), constant_values=True),
-            places=np.concatenate([slots.places, sequence.place(GRID, GRID)]),
+            places=join(slots.places, sequence.place(GRID, GRID)),
         )
 
         c = self.time_out(jax.nn.silu(self.time_in(time_features(t))))  # [B or 1, D]
@@ -323,13 +326,13 @@ class JiT(nn.Module):
                 'use a smaller condition image or no label.'
             )
 
-    def _condition_slots(self, B, cond, cond_valid, labelled, label_valid) -> Slots:
+    def _condition_slots(self, B, cond, cond_valid, labelled, label_valid, cond_grid) -> Slots:
         """What stands before the target up to the block where class tokens enter."""
         n, valid = 0, None
         tokens, places = jnp.zeros((B, 0, self.width), self.dtype), np.zeros((0, 2), np.float32)
         if cond is not None:
             h, w = sequence.condition_grid(cond.shape, self.patch)
-            n, valid, places = h * w, cond_valid, sequence.place(h, w)
+            n, valid, places = h * w, cond_valid, sequence.place(h, w, cond_grid)
             patches = sequence.patchify(cond, self.patch)
             if valid is not None:  # at the pixels, or a NaN would reach the gradient of the embedding's kernel
                 patches = jnp.where(valid[:, :, None], patches, 0)
@@ -345,11 +348,12 @@ class JiT(nn.Module):
             valid = jnp.ones((B, n), bool) if valid is None else valid
             valid = jnp.pad(valid, ((0, 0), (0, dead)))
             tokens = jnp.pad(tokens, ((0, 0), (0, dead), (0, 0)))
-            places = np.pad(places, ((0, dead), (0, 0)))  # at (0, 0), that is, not rotated
+            places = join(places, np.zeros((dead, 2)))
         if empty is not None:
+            places = jnp.where(empty[:, None, None], 0, places)
             tokens = jnp.where(empty[:, None, None], self.no_condition.astype(self.dtype), tokens)
             valid = valid | empty[:, None]
-        return Slots(tokens, valid, places, n, empty)
+        return Slots(tokens, valid, places, n)
 
     def _empty_rows(self, B, cond, cond_valid, labelled, label_valid):
         """bool [B], the rows whose condition slots hold the no-condition token, or None when no row can."""
@@ -381,7 +385,7 @@ class JiT(nn.Module):
         return slots.tokens
 
     def _run(self, block, slots, layers, depth):
-        cos, sin = slots.rotation(self.width // self.heads)
+        cos, sin = rotation(slots.places, self.width // self.heads)
 
         def one(x, layer):
             params, modulation, key = layer

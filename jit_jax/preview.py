@@ -49,7 +49,7 @@ def held_out(config, count: int, seed: int, source=None) -> tuple[dict, np.ndarr
 def sheet(images: np.ndarray, told: dict, truth, model) -> np.ndarray:
     """A grid of samples (uint8); with a condition image, of triples condition | result | truth."""
     columns = max(1, round(len(images) ** 0.5))
-    seen = picture(told, model.image_size, model.patch)
+    seen = picture(told, model.image_size)
     if seen is None:
         return metrics.grid(images, columns)
     parts = [metrics.to_uint8(seen), images] + ([] if truth is None else [truth])

@@ -60,14 +60,15 @@ def condition_grid(cond_shape, p: int) -> tuple[int, int]:
     return h, w
 
 
-def place(h: int, w: int) -> np.ndarray:
-    """Where an h×w grid of patches lies in the picture, in units of target patches: float32 [h·w, 2] of (row, column).
+def place(h: int, w: int, grid=None):
+    """Where an h×w array of patches lies in the picture, in units of target patches: [h·w, 2] of (row, column).
 
-    Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at 0…15.
+    Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at 0…15. With
+    grid int [B, 2], row b's picture is covered by its own grid[b] patches instead: [B, h·w, 2].
     """
-    rows = (np.arange(h) + 0.5) * GRID / h - 0.5
-    cols = (np.arange(w) + 0.5) * GRID / w - 0.5
-    return np.stack(np.meshgrid(rows, cols, indexing='ij'), -1).reshape(h * w, 2).astype(np.float32)
+    patches = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing='ij'), -1).reshape(h * w, 2)
+    grid = np.array([h, w]) if grid is None else grid[:, None, :]
+    return (patches + 0.5) * GRID / grid - 0.5
 
 
 def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0):

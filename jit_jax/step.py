@@ -12,27 +12,50 @@ from jit_jax.model import JiT
 from jit_jax.state import TrainState, apply_gradients
 
 
-def batch_loss(params, batch, key, *, model: JiT, d: Diffusion, condition: Callable, drop: float):
-    """Mean v-loss over the batch: noise it, tell the model the condition, compare velocities.
+def draw(batch, key, *, model: JiT, d: Diffusion, condition: Callable, drop: float) -> dict:
+    """All that is random about a batch, and what the model will see of it.
 
     batch: {'image': uint8 [B, H, W, C], 'label': int32 [B], …}. condition(x, batch, key) → what the model is told
-    (`conditions.py`), lost by each row with probability `drop`.
+    (`conditions.py`), lost by each row with probability `drop`. Returns {'x', 'z', 't', 'told'}, rows first.
     """
-    t_key, noise_key, condition_key, drop_key, dropout_key = jax.random.split(key, 5)
+    t_key, noise_key, condition_key, drop_key = jax.random.split(key, 4)
     x = conditions.from_uint8(batch['image'])
     t = diffusion.sample_t(t_key, len(x), d)
     z = diffusion.add_noise(x, d.noise_scale * jax.random.normal(noise_key, x.shape), t)
     told = condition(x, batch, condition_key)
     if told and drop:
         told = conditions.drop(told, drop_key, drop, p=model.patch, null_class=model.num_classes)
-    x_hat = model.apply({'params': params}, z, t, **told, train=True, rngs={'dropout': dropout_key})
+    return {'x': x, 'z': z, 't': t, 'told': told}
+
+
+def batch_loss(params, drawn: dict, dropout_key, *, model: JiT, d: Diffusion):
+    """Mean v-loss over what `draw` returned."""
+    x, z, t = drawn['x'], drawn['z'], drawn['t']
+    x_hat = model.apply({'params': params}, z, t, **drawn['told'], train=True, rngs={'dropout': dropout_key})
     return jnp.mean(diffusion.v_loss(x_hat, x, z, t, d))
 
 
-def train_step(state: TrainState, batch, key, *, loss, optimizer, rate: optax.Schedule, ema, ema_warmup, log_every):
+def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int):
+    """The mean loss of a batch and its gradient, in `accumulate` parts one after the other: equal to the whole at once."""
+    value_and_grad = jax.value_and_grad(loss)
+    if accumulate == 1:
+        return value_and_grad(params, drawn, key)
+    # Row b goes to part b mod A, so that every device keeps its own rows.
+    part = lambda rows: jnp.moveaxis(rows.reshape(-1, accumulate, *rows.shape[1:]), 1, 0)
+
+    def add(total, one):
+        return jax.tree.map(lambda a, b: a + b / accumulate, total, value_and_grad(params, *one)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    return jax.lax.scan(add, zero, (jax.tree.map(part, drawn), jax.random.split(key, accumulate)))[0]
+
+
+def train_step(
+    state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, ema, ema_warmup, log_every
+):
     """state, batch, the run's key → (state, metrics). Randomness is `fold_in(key, step)`: the same on any mesh."""
-    key = jax.random.fold_in(key, state.step)
-    value, grads = jax.value_and_grad(loss)(state.params, batch, key)
+    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    value, grads = loss_and_gradients(state.params, draw(batch, draw_key), dropout_key, loss, accumulate)
     metrics = {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
     state = apply_gradients(state, grads, value, optimizer, ema, ema_warmup, log_every)
     return state, {'loss': state.loss_mean, **metrics}
