@@ -55,8 +55,9 @@ def imagenet(preset: str) -> ConfigDict:
     config.data.train = 'train'  # split
     config.data.test = 'validation'
     config.data.flip = True  # random horizontal flip
-    config.data.threads = 16  # that read and decode
-    config.data.prefetch = 64  # examples decoded ahead
+    config.data.max_broken = 0.01  # share of images that may turn out broken before a run stops
+    config.data.threads = 8  # batches made at a time, each by one thread
+    config.data.prefetch = 8  # batches kept ready
 
     config.condition = ConfigDict()
     config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
@@ -106,7 +107,7 @@ def digits(preset: str) -> ConfigDict:
     config.mesh = (-1, 1, 1)
     config.compute.scan = False  # a small model runs faster one block at a time
     config.data.kind, config.data.name, config.data.test = 'digits', '', 'test'
-    config.data.flip, config.data.threads, config.data.prefetch = False, 2, 64
+    config.data.flip, config.data.threads = False, 1
     config.condition.drop = 0.1
     config.diffusion.noise_scale = 4.0
     config.optimizer.base_lr = 0.1

@@ -1,6 +1,6 @@
 """The library's two verbs: `jit_jax.load` a run's weights, `jit_jax.sample` images from them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import jax
 import numpy as np
@@ -12,6 +12,8 @@ from jit_jax.generate import Settings, jitted, noise
 from jit_jax.metrics import to_uint8
 from jit_jax.model import JiT
 from jit_jax.sharding import make_mesh, replicated, spread
+
+SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,15 @@ def load(path: str, ema: str = 'ema1') -> tuple[Model, dict]:
     return Model(net, diffusion, build.settings(config), config, step), params
 
 
-def sample(model: Model, params, key, num: int = 16, *, batch_size: int = 64, cond=None, cond_valid=None, label=None, **settings):
-    """Draws `num` images: uint8 [num, H, W, C].
+def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_size: int = 64, **told_and_settings):
+    """Draws images number start … start + num − 1 of a key: uint8 [num, H, W, C].
 
-    key: a jax.random key; image i depends on (key, i) alone. cond: float32 [num, Hc, Wc, C] in [−1, 1] and
-    cond_valid bool [num, n], label int [num], as in `JiT.__call__`. settings: sampler, steps, guidance, interval
-    instead of the run's own.
+    Image i depends on (key, i) and what is told about it alone, in any batching. told_and_settings: `cond` float32
+    [num, Hc, Wc, C] in [−1, 1], `cond_valid`, `label` … as in `JiT.__call__`, with num rows each; and sampler, steps,
+    guidance, interval instead of the run's own.
     """
-    told = {name: np.asarray(v) for name, v in dict(cond=cond, cond_valid=cond_valid, label=label).items() if v is not None}
+    settings = {name: told_and_settings.pop(name) for name in SETTINGS if name in told_and_settings}
+    told = {name: np.asarray(rows) for name, rows in told_and_settings.items()}
     for name, rows in told.items():
         if len(rows) != num:
             raise ValueError(f'{name} has {len(rows)} rows for num={num} images; give one row an image.')
@@ -55,9 +58,9 @@ def sample(model: Model, params, key, num: int = 16, *, batch_size: int = 64, co
     params = jax.device_put(params, replicated(mesh))
     size = -(-min(batch_size, num) // mesh.size) * mesh.size
     images = []
-    for start in range(0, num, size):
-        rows = np.arange(start, start + size) % num  # the last batch is padded, so that one program serves all
+    for first in range(0, num, size):
+        rows = np.arange(first, first + size) % num  # the last batch is padded, so that one program serves all
         batch = {name: v[rows] for name, v in told.items()}
-        z, batch = spread((noise(key, start, size, model.net), batch), mesh)
+        z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
         images.append(to_uint8(process_allgather(run(params, z, batch), tiled=True)))
     return np.concatenate(images)[:num]

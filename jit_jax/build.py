@@ -115,8 +115,9 @@ def source(config, split: str):
     """The images of 'train' or 'test'."""
     d, m = config['data'], config['model']
     return data.open_source(
-        d['kind'], split=d[split], path=d['path'] or None, name=d['name'] or None, image_size=m['image_size'], channels=m['channels']
-    )
+        d['kind'], split=d[split], path=d['path'] or None, name=d['name'] or None, max_broken=d['max_broken'],
+        image_size=m['image_size'], channels=m['channels'],
+    )  # fmt: skip
 
 
 @dataclass

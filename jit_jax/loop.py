@@ -66,6 +66,7 @@ def train(run: Run, workdir: str):
                 saved = step
             if last:
                 break
+        batches.close()
         checkpoints.wait()
         checkpoints.close()
         if stop.name and saved < config.steps:
@@ -145,6 +146,7 @@ def report(step: int, numbers: dict, run: Run, writer, workdir: str):
         raise FloatingPointError(
             f'The loss is {numbers["loss"]} at step {step}. Checkpoints in {workdir} are from before; lower config.optimizer.base_lr and start again.'
         )
+    numbers['broken_images'] = len(run.train.broken)
     writer.scalars(step, numbers | writer.clock.lap(step, config.batch_size))
 
 
