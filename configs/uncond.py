@@ -103,7 +103,7 @@ def digits(preset: str) -> ConfigDict:
     """scikit-learn's 1,797 handwritten digits at 32×32, from nothing to readable in minutes on two CPU cores."""
     config = imagenet('imagenet256_b16')
     config.model.variant, config.model.image_size, config.model.num_classes = 'digits', 32, 10
-    config.batch_size, config.steps, config.log_every = 8, 2500, 50
+    config.batch_size, config.steps, config.log_every = 8, 2200, 50
     config.mesh = (-1, 1, 1)
     config.compute.scan = False  # a small model runs faster one block at a time
     config.data.kind, config.data.name, config.data.test = 'digits', '', 'test'
@@ -114,8 +114,8 @@ def digits(preset: str) -> ConfigDict:
     config.optimizer.b2, config.optimizer.muon_rms = 0.99, 0.8
     config.optimizer.warmup, config.optimizer.schedule = 100, 'cosine'
     config.ema.decays, config.ema.warmup = (0.999, 0.99), True
-    config.checkpoint.every, config.checkpoint.keep_every = 500, 0
-    config.sample.every, config.sample.num, config.sample.steps = 500, 36, 20
+    config.checkpoint.every, config.checkpoint.keep_every = 550, 0
+    config.sample.every, config.sample.num, config.sample.steps = 550, 36, 20
     return config
 
 

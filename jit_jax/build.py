@@ -134,8 +134,13 @@ class Run:
     start: Callable  # parameters → TrainState at step 0, jitted, sharded
     step: Callable  # (state, batch, key) → (state, metrics), jitted, state donated
     like: state.TrainState  # shapes, dtypes and shardings of the state
-    train: object  # the sources
-    test: object
+    train: data.Source
+    test: data.Source
+
+    @property
+    def record(self) -> dict:
+        """What config.json and every checkpoint say about the run."""
+        return self.config.to_dict() | {'classes': list(self.train.classes)}
 
 
 def run(config: ConfigDict) -> Run:

@@ -24,13 +24,18 @@ def restart_with(environment: dict[str, str] = ENVIRONMENT):
 def use_cpu_cores(batch_size: int):
     """Where JAX runs on a CPU, makes each core a device, as many as divide the batch.
 
-    Small products lose a third of two cores to waiting for each other; split over the batch they do not wait.
-    Call before JAX is used. The variable JAX_NUM_CPU_DEVICES overrides it.
+    A small product split over two cores waits for both; a batch split over them does not: 0.7 of the time for the
+    digits. Call before JAX is used. The variables JAX_NUM_CPU_DEVICES and XLA_FLAGS override it.
     """
     import jax
 
-    if 'JAX_NUM_CPU_DEVICES' not in os.environ and 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', math.gcd(len(os.sched_getaffinity(0)), batch_size))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    devices = math.gcd(cores, batch_size)
+    if 'JAX_NUM_CPU_DEVICES' in os.environ or 'XLA_FLAGS' in os.environ:
+        return
+    jax.config.update('jax_num_cpu_devices', devices)
+    if devices == cores:  # then a device need not look for help from other cores
+        os.environ['XLA_FLAGS'] = '--xla_cpu_multi_thread_eigen=false'
 
 
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where no cluster is detected.')

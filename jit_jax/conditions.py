@@ -5,6 +5,7 @@ result is a dict of keywords of `JiT.__call__`: `cond` [B, Hc, Wc, C], `cond_val
 To add a condition, write such a function and name it in KINDS; `config.condition.kind` then takes it.
 """
 
+import difflib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -99,7 +100,9 @@ def parse(kind: str) -> list[list[str]]:
     options = [] if kind == 'none' else [option.split('+') for option in kind.split('|')]
     for name in (name for option in options for name in option):
         if name not in KINDS:
-            raise ValueError(f'There is no condition {name!r}; there are none, {", ".join(KINDS)}, joined by + (both) or | (either).')
+            near = difflib.get_close_matches(name, KINDS, 1)
+            hint = f'did you mean {near[0]}?' if near else f'there are none, {", ".join(KINDS)}, joined by + (both) or | (either).'
+            raise ValueError(f'config.condition.kind: there is no condition {name!r}; {hint}')
     return options
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jit_jax import build, checkpoint, data, metrics
+from jit_jax import checkpoint, data, metrics
 from jit_jax.build import Run
 from jit_jax.preview import Preview
 from jit_jax.sharding import to_device
@@ -47,7 +47,6 @@ def train(run: Run, workdir: str):
         )  # fmt: skip
         batch = to_device(next(batches), run.mesh)
         in_flight = []  # (step, metrics) of steps whose numbers nobody has read yet
-        saved = start
         for step in range(start + 1, config.steps + 1):
             state, numbers = run.step(state, batch, key)
             in_flight.append((step, numbers))
@@ -63,16 +62,17 @@ def train(run: Run, workdir: str):
                     preview.draw(state, step, writer)
             if step % config.checkpoint.every == 0 or last:
                 save(checkpoints, state, in_flight, run, writer, workdir)
-                saved = step
             if last:
                 break
         batches.close()
-        checkpoints.wait()
+        saved = checkpoints.wait()
         checkpoints.close()
-        if stop.name and saved < config.steps:
-            writer.say(f'Stopped by {stop.name} after step {saved}: saved. The same command goes on from here.')
+        if saved != step:
+            writer.say(f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.')
+        elif step < config.steps:
+            writer.say(f'Stopped by {stop.name} after step {step}: saved. The same command goes on from here.')
         else:
-            writer.say(f'Done: step {saved}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}')
+            writer.say(f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}')
         writer.close()
 
 
@@ -80,7 +80,7 @@ def starting_state(run: Run, workdir: str, checkpoints):
     """The three ways in, in this order: resume this workdir, start from another run's weights, start fresh."""
     step = checkpoints.newest()
     if step is not None:
-        stored, config = json.loads(read(os.path.join(workdir, 'config.json'))), run.config.to_dict()
+        stored, config = json.loads(read(os.path.join(workdir, 'config.json'))), run.record
         refuse(checkpoint.compatible(stored, config), f'{workdir} holds a run of another architecture')
         changed = differences(stored, config)
         how = f'Resuming {workdir} at step {step}' + (f', with {", ".join(changed)} changed.' if changed else '.')
@@ -88,7 +88,7 @@ def starting_state(run: Run, workdir: str, checkpoints):
     if run.config.init_from:
         path, which = run.config.init_from, run.config.init_ema
         stored, params, step = checkpoint.read_weights(path, which)
-        refuse(checkpoint.compatible(stored, run.config.to_dict()), f'{path} has another architecture')
+        refuse(checkpoint.compatible(stored, run.record), f'{path} has another architecture')
         return run.start(params), f'Starting from {which} of {path} at step {step}, with a fresh optimiser.'
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
 
@@ -120,7 +120,7 @@ def write_config(run: Run, workdir: str):
     if jax.process_index() == 0:
         path = os.path.join(workdir, 'config.json')
         with open(path + '.tmp', 'w') as file:
-            json.dump(run.config.to_dict() | {'classes': list(run.train.classes)}, file, indent=1)
+            json.dump(run.record, file, indent=1)
         os.replace(path + '.tmp', path)
 
 
@@ -159,7 +159,7 @@ def save(checkpoints, state, in_flight, run: Run, writer, workdir: str):
     c = run.config
     order = {'seed': c.seed, 'batch_size': c.batch_size, 'source': c.data.kind, 'step': int(state.step)}
     with writer.clock.pause():
-        checkpoints.save(state, data=order, config=c.to_dict())
+        checkpoints.save(state, data=order, config=run.record)
 
 
 class Stop:

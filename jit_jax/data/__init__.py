@@ -1,0 +1,10 @@
+"""Images in: sources with random access, and batches that are a pure function of the step number.
+
+Hosts ship uint8 numpy arrays; nothing here touches a device.
+"""
+
+from jit_jax.data.pipeline import eval_batches, train_batches
+from jit_jax.data.preprocess import center_crop, decode
+from jit_jax.data.sources import DataError, Source, open_source
+
+__all__ = ['DataError', 'Source', 'center_crop', 'decode', 'eval_batches', 'open_source', 'train_batches']

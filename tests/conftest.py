@@ -1,0 +1,108 @@
+"""What test files share: eight fake devices, a cache of compiled programs, and a tiny model whose outputs mean something."""
+
+import os
+import sys
+import zlib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
+
+# Before JAX is imported, and for the processes that tests start. `pytest --cache-clear` empties the cache.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache/d/xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from jit_jax.model import JiT, size
+
+# For this process only: not in the environment, where the processes that tests start would find it.
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_disable_most_optimizations', True)  # LLVM's costs more time than it saves on tiny models
+
+settings.register_profile('suite', deadline=None, derandomize=True)
+settings.load_profile('suite')
+
+CLASSES = 5
+TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
+
+
+@pytest.fixture(scope='session')
+def tiny():
+    """Changes → a model of 32×32 images in 2×2 patches; the same tree whatever changes in how it computes."""
+    return lambda **changes: JiT(**size(TINY) | dict(image_size=32, num_classes=CLASSES) | changes)
+
+
+@pytest.fixture(scope='session')
+def fresh(tiny):
+    """The tiny model's parameters at their start, as numpy arrays."""
+    model = tiny()
+    return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))['params'])
+
+
+def perturb(params, scale: float = 0.15):
+    """Away from the start, where gates and the last layer are zero and nothing that happens inside would show."""
+
+    def move(path, leaf):
+        random = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        return (leaf + scale * random.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(move, params)
+
+
+@pytest.fixture(scope='session')
+def params(fresh):
+    """The tiny model's parameters as after some training."""
+    return perturb(fresh)
+
+
+@pytest.fixture(scope='session')
+def run():
+    """(model, params, z, t, **told) → x̂ and the gradients of Σ w·x̂, w random, in params, z, t and cond."""
+
+    @cache
+    def program(model):
+        def loss(arrays, rest):
+            x = model.apply({'params': arrays['params']}, arrays['z'], arrays['t'], arrays.get('cond'), **rest)
+            return jnp.sum(x * jax.random.normal(jax.random.key(1), x.shape)), x
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def both(model, params, z, t, **told):
+        arrays = dict(params=params, z=z, t=t) | {name: told.pop(name) for name in ('cond',) if name in told}
+        (_, x), gradients = program(model)(arrays, told)
+        return np.asarray(x), jax.tree.map(np.asarray, gradients)
+
+    return both
+
+
+@pytest.fixture(scope='session')
+def told():
+    """What models are told, by name, in batches of five rows; z and t besides.
+
+    mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with half and a label.
+    full: a 16×16 grid with 0, 64, 255, 256 and about half of its patches live.
+    whole: a 4×8 grid and a label, all live and without flags.
+    """
+    random = np.random.default_rng(0)
+    image = lambda h, w: random.uniform(-1, 1, (5, h, w, 3)).astype(np.float32)
+    half, one = random.random((5, 64)) < 0.5, np.ones((5, 64), bool)
+    some = np.stack([0 * one[0], half[1], one[2], 0 * one[3], half[4]]).astype(bool)
+    order = random.permutation(256)
+    live = np.stack([order < 0, order < 64, order < 255, order < 256, order % 2 == 0])
+    label = np.array([0, 1, 2, 3, 4], np.int32)
+    return {
+        'z': random.standard_normal((5, 32, 32, 3)).astype(np.float32),
+        't': np.array([0.1, 0.3, 0.5, 0.7, 0.96], np.float32),
+        'uncond': {},
+        'mixed': dict(cond=image(16, 16), cond_valid=some, label=label, label_valid=np.array([0, 0, 0, 1, 1], bool)),
+        'full': dict(cond=image(32, 32), cond_valid=live),
+        'whole': dict(cond=image(8, 16), label=label),
+    }
