@@ -88,6 +88,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.checkpoint.every = 2500  # steps
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every = 125_000  # steps; 0: only the last ones
+    config.checkpoint.keep_best = False  # and the one with the lowest loss
 
     config.sample = ConfigDict()
     config.sample.every = 10_000  # steps between grids

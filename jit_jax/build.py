@@ -1,6 +1,7 @@
 """From a config to objects: the only place that reads one. Everything a user can get wrong is found here."""
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,25 +27,18 @@ CHOICES = {
     'optimizer.schedule': ('constant', 'cosine'),
     'sample.sampler': tuple(SAMPLERS),
 }
-AT_LEAST = {
-    'steps': 1,
-    'batch_size': 1,
-    'accumulate': 1,
-    'seed': 0,
-    'log_every': 1,
-    'model.channels': 1,
-    'model.num_classes': 0,
-    'diffusion.noise_scale': 0,
-    'diffusion.t_eps': 0,
-    'optimizer.base_lr': 0,
-    'optimizer.warmup': 0,
-    'optimizer.muon_rms': 0,
-    'checkpoint.every': 1,
-    'checkpoint.keep_last': 1,
-    'sample.every': 1,
-    'sample.num': 1,
-    'sample.steps': 1,
-}
+COUNTS = {  # whole numbers, at least; the batch size first, as others are derived from it
+    'batch_size': 1, 'steps': 1, 'accumulate': 1, 'seed': 0, 'log_every': 1, 'model.channels': 1, 'model.num_classes': 0,
+    'data.threads': 0, 'data.prefetch': 0, 'condition.factor': 1, 'optimizer.warmup': 0,
+    'checkpoint.every': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_every': 0,
+    'sample.every': 1, 'sample.num': 1, 'sample.steps': 1,
+}  # fmt: skip
+RANGES = {  # numbers, from low to below high
+    'condition.drop': (0, 1), 'diffusion.noise_scale': (0, math.inf), 'diffusion.t_mean': (-math.inf, math.inf),
+    'diffusion.t_std': (0, math.inf), 'diffusion.t_eps': (0, 1), 'optimizer.base_lr': (0, math.inf), 'optimizer.b1': (0, 1),
+    'optimizer.b2': (0, 1), 'optimizer.weight_decay': (0, math.inf), 'optimizer.muon_rms': (0, math.inf),
+    'sample.guidance': (-math.inf, math.inf), 'data.max_broken': (0, 1),
+}  # fmt: skip
 
 
 def check(config: ConfigDict):
@@ -53,33 +47,65 @@ def check(config: ConfigDict):
         value = lookup(config, key)
         if value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, 1)
-            raise ValueError(f'config.{key} must be one of {", ".join(allowed)}; got {value!r}' + (f', did you mean {near[0]}?' if near else '.'))
-    for key, low in AT_LEAST.items():
+            hint = f', did you mean {near[0]}?' if near else '.'
+            raise ValueError(f'config.{key} must be one of {", ".join(allowed)}; got {value!r}{hint}')
+    for key, low in COUNTS.items():
         value = lookup(config, key)
-        if isinstance(value, bool) or not value >= low:
-            raise ValueError(f'config.{key} must be at least {low}; got {value!r}.')
-    for key in ('condition.drop', 'optimizer.b1', 'optimizer.b2', *(f'ema.decays[{i}]' for i in range(len(config.ema.decays)))):
-        value = config.ema.decays[int(key[11:-1])] if key.startswith('ema') else lookup(config, key)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ValueError(f'config.{key} must be in [0, 1); got {value!r}.')
+        if not _whole(value) or value < low:
+            raise ValueError(f'config.{key} must be a whole number, at least {low}; got {value!r}.')
+    for key, (low, high) in RANGES.items():
+        _check_number(key, lookup(config, key), low, high)
     if not config.ema.decays:
         raise ValueError('config.ema.decays needs at least one decay; samples are drawn from the first average.')
+    for decay in config.ema.decays:
+        _check_number('ema.decays', decay, 0, 1)
+    _check_rows(config, 'mesh', 3, _whole)
+    _check_rows(config, 'sample.interval', 2, _number)
+    _check_rows(config, 'condition.hole', 2, _whole)
+    if not config.sample.interval[0] < config.sample.interval[1]:
+        raise ValueError(f'config.sample.interval is (low, high) with low < high; got {tuple(config.sample.interval)}.')
+    low, high = config.condition.hole
+    if not 1 <= low <= high <= sequence.GRID:
+        raise ValueError(f'config.condition.hole is (smallest, largest) side in patches, 1 to {sequence.GRID}; got {(low, high)}.')
     if config.init_from and not epath.Path(config.init_from).exists():
         raise ValueError(f'config.init_from: there is no {config.init_from}; name a run folder, a step or an export.')
-    size(config.model.variant)
-    p = sequence.patch_size(config.model.image_size)
+    _check_condition(config)
+
+
+def _check_condition(config: ConfigDict):
+    """What a condition needs of the model and of the data."""
     kinds = {name for option in conditions.parse(config.condition.kind) for name in option}
+    tokens = size(config.model.variant)['class_tokens']
+    p, factor = sequence.patch_size(config.model.image_size), config.condition.factor
     if 'class' in kinds and not config.model.num_classes:
         raise ValueError('config.condition.kind with class needs classes; set config.model.num_classes.')
     if 'pairs' in kinds and config.data.kind != 'pairs':
         raise ValueError('config.condition.kind=pairs needs config.data.kind=pairs, a folder with target/ and cond/.')
-    if 'super_resolution' in kinds:
-        small, left = divmod(config.model.image_size, config.condition.factor)
-        if left or small % p:
-            raise ValueError(f'config.condition.factor must divide {sequence.GRID} patches; got {config.condition.factor}.')
-    low, high = config.condition.hole
-    if not 1 <= low <= high <= sequence.GRID:
-        raise ValueError(f'config.condition.hole is (smallest, largest) side in patches, 1 to {sequence.GRID}; got {(low, high)}.')
+    if 'super_resolution' in kinds and config.model.image_size % (factor * p):
+        raise ValueError(f'config.condition.factor must divide {sequence.GRID} patches; got {factor}.')
+    images = kinds - {'class'}
+    n = max(((sequence.GRID // factor) ** 2 if kind == 'super_resolution' else sequence.GRID**2 for kind in images), default=0)
+    if 'class' in kinds and n + tokens > sequence.COND.stop:
+        raise ValueError(f'config.condition.kind: {n} patches and {tokens} class tokens do not fit in {sequence.COND.stop} slots.')
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value) -> bool:
+    return _whole(value) or isinstance(value, float)
+
+
+def _check_number(key: str, value, low: float, high: float):
+    if not _number(value) or not low <= value < high:
+        raise ValueError(f'config.{key} must be a number from {low} to below {high}; got {value!r}.')
+
+
+def _check_rows(config, key: str, length: int, fits: Callable):
+    value = tuple(lookup(config, key))
+    if len(value) != length or not all(map(fits, value)):
+        raise ValueError(f'config.{key} must be {length} {"whole " if fits is _whole else ""}numbers; got {value}.')
 
 
 def lookup(config, key: str):

@@ -23,9 +23,9 @@ def train(run: Run, workdir: str):
     """Trains until config.steps, or until Ctrl-C or SIGTERM, which save and stop. Starts where `workdir` left off."""
     config = run.config
     with checkpoint.lock(workdir), Stop() as stop:
-        checkpoints = checkpoint.Checkpoints(
-            workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every or None, best=None
-        )
+        keep = config.checkpoint
+        best = ('loss', 'min') if keep.keep_best else None
+        checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
         try:
             state, how = starting_state(run, workdir, checkpoints)
         except (ValueError, OSError) as problem:
@@ -159,7 +159,7 @@ def save(checkpoints, state, in_flight, run: Run, writer, workdir: str):
     c = run.config
     order = {'seed': c.seed, 'batch_size': c.batch_size, 'source': c.data.kind, 'step': int(state.step)}
     with writer.clock.pause():
-        checkpoints.save(state, data=order, config=run.record)
+        checkpoints.save(state, data=order, config=run.record, metrics={'loss': float(state.loss_mean)})
 
 
 class Stop:

@@ -27,7 +27,7 @@ class Writer:
         self.path = os.path.join(workdir, 'metrics.jsonl')
         drop_lines_after(self.path, start)
         self.file = open(self.path, 'a')
-        self.board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start + 1 if start else None)
+        self.board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, disable=not self.on_terminal, unit='step', dynamic_ncols=True)
 

@@ -29,11 +29,11 @@ def learning_rate(base: float, batch_size: int, steps: int, warmup: int, schedul
 
 
 def optimizer(rate: optax.Schedule, b1: float, b2: float, weight_decay: float, muon_rms: float) -> optax.GradientTransformation:
-    """AdamW as published, or with muon_rms > 0 Muon for the kernels of the blocks and AdamW for the rest.
+    """AdamW as published, or with muon_rms > 0 Muon for the kernels of the blocks and Nesterov's Adam for the rest.
 
     muon_rms is the root mean square of Muon's update at learning rate 1 (arXiv 2502.16982 takes 0.2 to be like
     AdamW's). q, k, v and the two halves of w12 are matrices of their own. Only kernels decay, as in the official
-    parameter groups.
+    parameter groups; with Muon, only its own.
     """
     decays = lambda params: tree_map_with_path(lambda path, _: 'kernel' in path_name(path), params)
     if not muon_rms:
@@ -48,7 +48,7 @@ def optimizer(rate: optax.Schedule, b1: float, b2: float, weight_decay: float, m
         return tree_map_with_path(numbers, params)
 
     return muon(
-        rate, weight_decay=weight_decay, weight_decay_mask=decays, adam_b1=b1, adam_b2=b2, adam_weight_decay=weight_decay,
+        rate, weight_decay=weight_decay, adam_b1=b1, adam_b2=b2,
         muon_weight_dimension_numbers=matrices, consistent_rms=muon_rms,
     )  # fmt: skip
 

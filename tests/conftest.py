@@ -27,7 +27,7 @@ from jit_jax.model import JiT, size
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_disable_most_optimizations', True)  # LLVM's costs more time than it saves on tiny models
 
-settings.register_profile('suite', deadline=None, derandomize=True)
+settings.register_profile('suite', deadline=None, derandomize=True, max_examples=50)
 settings.load_profile('suite')
 
 CLASSES = 5
@@ -106,3 +106,22 @@ def told():
         'full': dict(cond=image(32, 32), cond_valid=live),
         'whole': dict(cond=image(8, 16), label=label),
     }
+
+
+@pytest.fixture(scope='session')
+def env(tmp_path_factory):
+    """One CPU device, whatever the machine; the digits written once for all tests."""
+    data = tmp_path_factory.mktemp('tfds')
+    env = os.environ | {'TFDS_DATA_DIR': str(data), 'JAX_NUM_CPU_DEVICES': '1', 'PYTHONUNBUFFERED': '1'}
+    env |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time; equal runs stay equal
+    env.pop('XLA_FLAGS', None)
+    return env
+
+
+@pytest.fixture(scope='session')
+def finished(env, tmp_path_factory):
+    """A folder in which the first command has run to its end."""
+    from commands import train
+
+    cwd = tmp_path_factory.mktemp('finished')
+    return cwd, train(cwd, env)

@@ -5,55 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from commands import ROOT, SHORT, TINY, assert_same_run, lines, run, train, weights
 from PIL import Image
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.1'
-SHORT = [
-    f'--config.model.variant={TINY}', '--config.steps=12', '--config.log_every=2', '--config.checkpoint.every=4',
-    '--config.sample.every=6', '--config.sample.num=4', '--config.sample.steps=2', '--config.optimizer.muon_rms=0',
-]  # fmt: skip
-
-
-@pytest.fixture(scope='session')
-def env(tmp_path_factory):
-    """One CPU device, whatever the machine; the digits written once for all tests."""
-    data = tmp_path_factory.mktemp('tfds')
-    env = os.environ | {'TFDS_DATA_DIR': str(data), 'JAX_NUM_CPU_DEVICES': '1', 'PYTHONUNBUFFERED': '1'}
-    env |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time; equal runs stay equal
-    env.pop('XLA_FLAGS', None)
-    return env
-
-
-def run(args, env, cwd, code=0):
-    done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def train(cwd, env, config='uncond', *flags, code=0):
-    path = os.path.join(ROOT, 'configs', config.replace(':', '.py:') if ':' in config else f'{config}.py')
-    return run([os.path.join(ROOT, 'train.py'), f'--config={path}', *SHORT, *flags], env, cwd, code)
-
-
-def lines(folder):
-    with open(os.path.join(folder, 'metrics.jsonl')) as file:
-        return [json.loads(line) for line in file]
-
-
-def timeless(folder):
-    clocks = ('images_per_second', 'data_wait')
-    return [{name: v for name, v in line.items() if name not in clocks} for line in lines(folder)]
-
-
-@pytest.fixture(scope='session')
-def finished(env, tmp_path_factory):
-    """A folder in which the first command has run to its end."""
-    cwd = tmp_path_factory.mktemp('finished')
-    return cwd, train(cwd, env)
 
 
 def test_first_command_leaves_the_promised_folder(finished):
@@ -73,23 +30,6 @@ def test_done_says_so_and_touches_nothing(finished, env):
     before = (cwd / 'runs/uncond/metrics.jsonl').read_bytes()
     assert 'is done: step 12 of 12' in train(cwd, env)
     assert (cwd / 'runs/uncond/metrics.jsonl').read_bytes() == before
-
-
-def weights(folder, which):
-    import jax
-
-    from jit_jax import checkpoint
-
-    _, tree, step = checkpoint.read_weights(str(folder), which)
-    return [np.asarray(x) for x in jax.tree.leaves(tree)], step
-
-
-def assert_same_run(a, b):
-    for which in ('params', 'ema1', 'ema2'):
-        (x, step_x), (y, step_y) = weights(a, which), weights(b, which)
-        assert step_x == step_y
-        assert all(np.array_equal(p, q) for p, q in zip(x, y, strict=True)), which
-    assert timeless(a) == timeless(b)
 
 
 @pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
@@ -204,3 +144,59 @@ def test_another_architecture_is_refused_before_anything_is_written(finished, en
     before = sorted(os.listdir(cwd / 'runs/uncond/checkpoints'))
     assert 'depth' in train(cwd, env, 'uncond', other, '--config.steps=14', code=1)
     assert sorted(os.listdir(cwd / 'runs/uncond/checkpoints')) == before
+
+
+def test_second_run_on_one_folder_is_refused(env, tmp_path):
+    config = os.path.join(ROOT, 'configs', 'uncond.py')
+    first = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={config}', *SHORT, '--config.steps=100000'],
+        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert 'Starting fresh' in first.stdout.readline()
+    said = train(tmp_path, env, code=1)
+    assert 'in use by another run' in said and 'Traceback' not in said
+    first.kill()
+    first.communicate()
+
+
+def test_disk_full_while_saving_does_not_stop_training(env, tmp_path):
+    # No file may grow past 40 kB: metrics fit, checkpoints of 0.1 M parameters do not.
+    code = (
+        'import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); '
+        f'sys.path.insert(0, {ROOT!r}); sys.argv[0] = "train.py"; import train; train.main()'
+    )
+    flags = [f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
+    said = run(['-c', code, *flags], env | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''}, tmp_path)
+    assert 'was not saved' in said and 'step 12/12' in said and 'could not be saved' in said
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(finished, env, tmp_path):
+    """kill -9 at random moments of step, save and pruning; every start goes on from the newest complete step."""
+    cwd, _ = finished
+    random = np.random.default_rng(0)
+    flags = ['--config.checkpoint.every=1', '--config.checkpoint.keep_last=1', '--config.log_every=1', '--config.steps=200']
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT, *flags]
+    newest, kills = 0, 0
+    while kills < 20:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = process.stdout.readline()
+        while 'runs/uncond' not in said:
+            said = process.stdout.readline()
+        resumed = int(said.split('at step ')[1].split('.')[0].split(',')[0]) if 'Resuming' in said else 0
+        assert resumed >= newest, said
+        for line in process.stdout:
+            if line.startswith('step '):
+                break
+        time.sleep(random.uniform(0, 0.8))
+        process.kill()
+        process.communicate()
+        kills += 1
+        complete = [int(name) for name in os.listdir(tmp_path / 'runs/uncond/checkpoints') if name.isdecimal()]
+        newest = max(complete, default=0)
+    straight = tmp_path / 'straight'
+    straight.mkdir()
+    train(tmp_path, env, 'uncond', *flags)
+    train(straight, env, 'uncond', *flags)
+    assert_same_run(tmp_path / 'runs/uncond', straight / 'runs/uncond')

@@ -1,0 +1,64 @@
+"""Two real processes on one machine: the same run as one process, stopped together, resumed by any number."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands import ROOT, SHORT, lines, train, weights
+
+
+def start_two(cwd, env, *flags):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{s.getsockname()[1]}'
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
+    return [
+        subprocess.Popen(
+            [*command, *flags, f'--coordinator={address}', '--num_processes=2', f'--process_id={i}'],
+            cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        for i in range(2)
+    ]
+
+
+def end(processes):
+    said = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    return said
+
+
+def assert_close(a, b):
+    for x, y in zip(lines(a), lines(b), strict=True):
+        assert x['step'] == y['step'] and x['loss'] == pytest.approx(y['loss'], rel=1e-4)
+    (x, _), (y, _) = weights(a, 'params'), weights(b, 'params')
+    assert np.mean([np.mean(np.abs(p - q)) for p, q in zip(x, y, strict=True)]) < 1e-4
+
+
+def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_path):
+    reference, _ = finished
+    said = end(start_two(tmp_path, env, '--config.steps=6'))
+    assert 'Done: step 6' in said[0] and 'Done' not in said[1]  # the first process alone speaks and writes
+    train(tmp_path, env, 'uncond', '--config.steps=9')  # one process
+    assert 'Resuming runs/uncond at step 9' in end(start_two(tmp_path, env))[0]
+    # The warm-up and cosine depend on config.steps, so only the first six steps of a shortened run are the reference's.
+    assert [line['step'] for line in lines(tmp_path / 'runs/uncond')] == [2, 4, 6, 8, 9, 10, 12]
+    for x, y in zip(lines(tmp_path / 'runs/uncond')[:3], lines(reference / 'runs/uncond')[:3]):
+        assert x['loss'] == pytest.approx(y['loss'], rel=1e-3)
+
+
+def test_sigterm_stops_both_at_one_step(finished, env, tmp_path):
+    reference, _ = finished
+    processes = start_two(tmp_path, env)
+    for line in processes[0].stdout:
+        if line.startswith('step 2/'):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            break
+    said = end(processes)
+    assert 'SIGTERM' in said[0] and 'saved' in said[0]
+    end(start_two(tmp_path, env))
+    assert_close(tmp_path / 'runs/uncond', reference / 'runs/uncond')
