@@ -9,9 +9,7 @@
 from ml_collections import ConfigDict
 
 from configs import uncond
-
-# Published guidance by image size and variant (table of the official release; G was not given one).
-GUIDANCE = {(256, 'b'): 3.0, (256, 'l'): 2.4, (256, 'h'): 2.2, (512, 'b'): 3.0, (512, 'l'): 2.5, (512, 'h'): 2.3}
+from jit_jax.sampling import GUIDANCE
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
@@ -21,7 +19,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         config.data.kind = config.condition.kind = 'pairs'
     elif labelled:
         config.condition.kind = 'class'
-        config.sample.guidance = GUIDANCE.get((config.model.image_size, config.model.variant.lower()), 1.0)
+        config.sample.guidance = GUIDANCE.get((config.model.image_size, config.model.variant), 1.0)
     elif name == 'digits':
         config.condition.kind = 'inpaint'
         config.steps = 500

@@ -30,7 +30,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.accumulate = 1  # parts of a batch, one after the other: memory for time
     config.log_every = 100  # steps between lines of metrics
     config.init_from = ''  # a run folder, step or export to take weights from
-    config.init_ema = 'ema1'  # which of its weights: params, ema1, ema2
+    config.init_ema = ''  # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
     config.mesh = (1, -1, 1)  # (data, fsdp, tensor); -1 takes the devices that are left
 
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights

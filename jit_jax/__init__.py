@@ -7,7 +7,7 @@
 __version__ = '0.1.0'
 
 
-def load(path, ema='ema1'):
+def load(path, ema=None):
     """See `jit_jax.api.load`."""
     from jit_jax import api
 

@@ -31,10 +31,10 @@ class Model:
         return self.net.apply({'params': params}, z, t, **told)
 
 
-def load(path: str, ema: str = 'ema1') -> tuple[Model, dict]:
+def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
     """Reads a run folder, a step folder, an export or a converted checkpoint → (model, params).
 
-    ema: 'ema1', 'ema2' … or 'params' for the live weights. Raises FileNotFoundError or ValueError, in one sentence.
+    ema: 'ema1', 'ema2' … or 'params' for the live weights; None: 'ema1', or the only ones there. Raises FileNotFoundError or ValueError, in one sentence.
     """
     config, params, step = checkpoint.read_weights(path, ema)
     net, diffusion = build.network(config), build.diffusion(config)

@@ -24,7 +24,7 @@ BATCH = flags.DEFINE_integer('batch', 64, 'How many at a time.', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.', lower_bound=0)
 STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the run's own by default.", lower_bound=1)
 GUIDANCE = flags.DEFINE_float('guidance', None, "Classifier-free guidance; the run's own by default.")
-EMA = flags.DEFINE_string('ema', 'ema1', 'Which weights: params, ema1, ema2.')
+EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
 INCEPTION = flags.DEFINE_string('inception', None, 'Weights of the FID Inception; see python -m jit_jax.fid.fetch.')
 REFERENCE = flags.DEFINE_string('reference', None, "An .npz with mu and sigma; the run's training images by default.")
 

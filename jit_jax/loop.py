@@ -87,9 +87,9 @@ def starting_state(run: Run, workdir: str, checkpoints):
         return checkpoints.restore(step, run.like), how
     if run.config.init_from:
         path, which = run.config.init_from, run.config.init_ema
-        stored, params, step = checkpoint.read_weights(path, which)
+        stored, params, step = checkpoint.read_weights(path, which or None)
         refuse(checkpoint.compatible(stored, run.record), f'{path} has another architecture')
-        return run.start(params), f'Starting from {which} of {path} at step {step}, with a fresh optimiser.'
+        return run.start(params), f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
 
 

@@ -402,3 +402,18 @@ class JiT(nn.Module):
         for layer in zip(*(jax.lax.split(leaf, [1] * depth) for leaf in leaves)):
             x, _ = one(x, tree.unflatten([leaf[0] for leaf in layer]))
         return x
+
+
+def forward_multiply_adds(model: JiT, cond_slots: int = 0, labelled: bool = True) -> int:
+    """Multiply-adds of one image's forward pass, in matrix products: what the paper's table calls Gflops.
+
+    cond_slots: condition patches of the program. labelled: class tokens enter at `class_start`.
+    """
+    D, L, N, F, P = model.width, model.depth, GRID * GRID, hidden_width(model.width), model.patch**2 * model.channels
+    before = SLOTS if model.dead_slots == 'keep' else N + cond_slots
+    after = before + model.class_tokens * (labelled and model.dead_slots == 'skip')
+    block = lambda S: S * (4 * D * D + 3 * D * F) + 2 * S * S * D  # projections, SwiGLU, logits and their use
+    start = model.class_start
+    embed = (N + cond_slots) * model.bottleneck * (P + D) + N * D * P
+    conditioning = (256 + D) * D + (6 * L + 2) * D * D
+    return start * block(before) + (L - start) * block(after) + embed + conditioning

@@ -24,7 +24,7 @@ SAMPLER = flags.DEFINE_enum('sampler', None, ['heun', 'euler'], 'The run\'s own 
 GUIDANCE = flags.DEFINE_float('guidance', None, 'Classifier-free guidance; 1 is none; the run\'s own by default.')
 LABEL = flags.DEFINE_list('label', None, 'Classes by number or name, taken in turn.')
 COND = flags.DEFINE_list('cond', None, 'Condition images, taken in turn; transparent patches count as missing.')
-EMA = flags.DEFINE_string('ema', 'ema1', 'Which weights: params, ema1, ema2.')
+EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
 
 
 def load_condition(paths, num: int, net) -> dict:
@@ -78,7 +78,9 @@ def main():
             told |= load_condition(COND.value, NUM.value, model.net)
         if LABEL.value:
             told['label'] = load_labels(LABEL.value, NUM.value, model)
-        if not told:
+        if not told and model.config['condition']['kind'] == 'class':
+            told['label'] = np.arange(NUM.value, dtype=np.int32) % model.net.num_classes
+        elif not told:
             told, truth = preview.held_out(model.config, NUM.value, SEED.value)
     chosen = {'steps': STEPS.value, 'sampler': SAMPLER.value, 'guidance': GUIDANCE.value}
     chosen = {name: value for name, value in chosen.items() if value is not None}

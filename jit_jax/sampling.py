@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from jit_jax.diffusion import Diffusion, velocity
 
+# Published guidance scales by image size and variant; the release names none for G.
+GUIDANCE = {(256, 'B'): 3.0, (256, 'L'): 2.4, (256, 'H'): 2.2, (512, 'B'): 3.0, (512, 'L'): 2.5, (512, 'H'): 2.3}
+
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -71,8 +71,8 @@ def _rows(batch_size, process_index, process_count):
 def _read(batches, threads, prefetch):
     import grain
 
-    # Each thread makes whole batches: stacking stays off the caller's thread.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
+    # Each thread makes whole batches: stacking stays off the caller's thread. Without threads there is no buffer.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads and max(threads, prefetch))
     return iter(batches.to_iter_dataset(options))
 
 
