@@ -179,6 +179,10 @@ def run(config: ConfigDict) -> Run:
     rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
     optimizer = state.optimizer(rate, o.b1, o.b2, o.weight_decay, o.muon_rms)
 
+    train, test = source(config, 'train'), source(config, 'test')
+    if 'class' in config.condition.kind and not 0 < len(train.classes) <= config.model.num_classes:
+        raise ValueError(f'config.model.num_classes is {config.model.num_classes}, and the training images have {len(train.classes)} classes.')
+
     init = partial(state.init_state, model, optimizer=optimizer, ema=decays)
     shapes = jax.eval_shape(init, jax.random.key(0))
     places = sharding.shardings(shapes, mesh)
@@ -200,5 +204,5 @@ def run(config: ConfigDict) -> Run:
             donate_argnums=0,
         ),
         like=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places),
-        train=source(config, 'train'), test=source(config, 'test'),
+        train=train, test=test,
     )  # fmt: skip

@@ -33,6 +33,9 @@ def chosen_metrics(model) -> tuple[str, ...]:
     """--metrics, or what this run can be measured by without another file. Raises ValueError for what does not go together."""
     kind = model.config['condition']['kind']
     names = METRIC.value or ['denoising', *(['truth'] if kind not in ('none', 'class') else []), *(['classifier'] if model.config.get('classes') else [])]
+    if 'data' not in model.config:  # converted weights know no data set
+        if not METRIC.value or not {'fid', 'is'} >= set(names) or ('fid' in names and not REFERENCE.value):
+            raise ValueError('These weights come without a data set; use --metrics=fid,is with --reference=stats.npz.')
     for name in names:
         if name not in METRICS:
             raise ValueError(f'--metrics: {name!r} is not one of {", ".join(METRICS)}.')
@@ -168,7 +171,7 @@ def main():
             raise ValueError('--workdir says which run to measure, for example --workdir=runs/uncond.')
         model, params = api.load(WORKDIR.value, EMA.value)
         names = chosen_metrics(model)
-        train, test = build.source(model.config, 'train'), build.source(model.config, 'test')
+        train, test = (build.source(model.config, split) if 'data' in model.config else None for split in ('train', 'test'))
     settings = {k: f.value for k, f in (('steps', STEPS), ('guidance', GUIDANCE)) if f.value is not None}
     told, truth = told_for(model, NUM.value, test)
     what = {'step': model.step, 'ema': EMA.value, 'seed': SEED.value, 'num': NUM.value, **settings}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -200,3 +201,47 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
     train(tmp_path, env, 'uncond', *flags)
     train(straight, env, 'uncond', *flags)
     assert_same_run(tmp_path / 'runs/uncond', straight / 'runs/uncond')
+
+
+@pytest.fixture
+def glyphs(tmp_path):
+    """Real images in nested folders: alphabet/character/*.png."""
+    with zipfile.ZipFile(os.path.join(ROOT, 'tests/goldens/omniglot_small.zip')) as archive:
+        archive.extractall(tmp_path / 'glyphs')
+    return tmp_path / 'glyphs'
+
+
+FOLDER = ['--config.batch_size=4', '--config.model.image_size=32', '--config.optimizer.warmup=2']
+
+
+def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyphs):
+    labelled = ['--config.condition.kind=class', '--config.model.num_classes=50', '--config.sample.guidance=2.0']
+    train(tmp_path, env, 'uncond:folder', f'--config.data.path={glyphs}', *FOLDER, *labelled, '--config.steps=4')
+    classes = json.loads((tmp_path / 'runs/uncond-folder/config.json').read_text())['classes']
+    assert len(classes) > 1 and all('/' in name for name in classes)
+    run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', f'--label={classes[1]}', '--num=2', '--out=a.npz'], env, tmp_path)
+    run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', '--label=1', '--num=2', '--out=b.npz'], env, tmp_path)
+    a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
+    assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
+    said = run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', '--label=nobody'], env, tmp_path, code=1)
+    assert "'nobody' is not a class of this run" in said
+    few = train(tmp_path, env, 'uncond:folder', f'--config.data.path={glyphs}', *FOLDER, *labelled, '--config.model.num_classes=1', code=1)
+    assert 'config.model.num_classes' in few
+
+
+def test_from_a_folder_of_pairs_to_a_sampled_result(env, tmp_path, glyphs):
+    for side in ('target', 'cond'):
+        (tmp_path / 'pairs' / side).mkdir(parents=True)
+    for i, path in enumerate(sorted(glyphs.rglob('*.png'))[:24]):
+        image = Image.open(path).convert('L')
+        image.save(tmp_path / 'pairs/target' / f'{i}.png')
+        image.resize((20, 20)).save(tmp_path / 'pairs/cond' / f'{i}.jpg')
+    train(tmp_path, env, 'cond:pairs', '--config.data.path=pairs', *FOLDER, '--config.steps=4')
+    run(['-m', 'jit_jax.sample', '--workdir=runs/cond-pairs', '--num=2', '--out=pairs.png'], env, tmp_path)
+    assert Image.open(tmp_path / 'pairs.png').size == (2 + 3 * 32 + 2, 2 + 2 * (32 + 2))
+
+
+def test_one_run_learns_several_conditions(env, tmp_path):
+    kinds = 'super_resolution|inpaint|grayscale'
+    said = train(tmp_path, env, 'cond', f'--config.condition.kind={kinds}', '--config.steps=4')
+    assert f'condition {kinds}' in said and lines(tmp_path / 'runs/cond')[-1]['loss'] > 0
