@@ -21,6 +21,12 @@ def run(args, env, cwd, code=0):
     return done.stdout + done.stderr
 
 
+def start(cwd, env, *flags):
+    """The first command, under way; its output is to be read line by line."""
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
+    return subprocess.Popen([*command, *flags], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 def train(cwd, env, config='uncond', *flags, code=0):
     path = os.path.join(ROOT, 'configs', config.replace(':', '.py:') if ':' in config else f'{config}.py')
     return run([os.path.join(ROOT, 'train.py'), f'--config={path}', *SHORT, *flags], env, cwd, code)

@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 
 import numpy as np
 import pytest
-from commands import ROOT, SHORT, TINY, assert_same_run, lines, run, train, weights
+from commands import ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
 from PIL import Image
 
 
@@ -36,11 +34,7 @@ def test_done_says_so_and_touches_nothing(finished, env):
 @pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_resumed_equals_never_stopped(finished, env, tmp_path, kind):
     cwd, _ = finished
-    config = os.path.join(ROOT, 'configs', 'uncond.py')
-    process = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={config}', *SHORT],
-        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = start(tmp_path, env)
     for line in process.stdout:
         if line.startswith('step 2/'):
             process.send_signal(kind)
@@ -56,11 +50,7 @@ def test_stopped_and_resumed_equals_never_stopped(finished, env, tmp_path, kind)
 
 def test_killed_and_resumed_equals_never_stopped(finished, env, tmp_path):
     cwd, _ = finished
-    config = os.path.join(ROOT, 'configs', 'uncond.py')
-    process = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={config}', *SHORT],
-        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = start(tmp_path, env)
     for line in process.stdout:
         if line.startswith('step 10/'):
             process.kill()
@@ -114,7 +104,7 @@ def test_one_device_equals_eight(finished, env, tmp_path):
     [
         (['--config.stepz=3'], 'stepz'),
         (['--config.steps=many'], 'steps'),
-        (['--config.steps=0'], 'config.steps must be at least 1'),
+        (['--config.steps=0'], 'config.steps must be a whole number, at least 1'),
         (['--config.model.variant=XL'], 'model.variant must be one of digits, S, B'),
         (['--config.condition.kind=inpain'], 'did you mean inpaint?'),
         (['--config.init_from=runs/nothing'], 'runs/nothing'),
@@ -148,11 +138,7 @@ def test_another_architecture_is_refused_before_anything_is_written(finished, en
 
 
 def test_second_run_on_one_folder_is_refused(env, tmp_path):
-    config = os.path.join(ROOT, 'configs', 'uncond.py')
-    first = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={config}', *SHORT, '--config.steps=100000'],
-        cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    first = start(tmp_path, env, '--config.steps=100000')
     assert 'Starting fresh' in first.stdout.readline()
     said = train(tmp_path, env, code=1)
     assert 'in use by another run' in said and 'Traceback' not in said
@@ -178,10 +164,9 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
     cwd, _ = finished
     random = np.random.default_rng(0)
     flags = ['--config.checkpoint.every=1', '--config.checkpoint.keep_last=1', '--config.log_every=1', '--config.steps=200']
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT, *flags]
     newest, kills = 0, 0
     while kills < 20:
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = start(tmp_path, env, *flags)
         said = process.stdout.readline()
         while 'runs/uncond' not in said:
             said = process.stdout.readline()

@@ -1,28 +1,19 @@
 """Two real processes on one machine: the same run as one process, stopped together, resumed by any number."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, SHORT, lines, train, weights
+from commands import lines, start, train, weights
 
 
 def start_two(cwd, env, *flags):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
-    return [
-        subprocess.Popen(
-            [*command, *flags, f'--coordinator={address}', '--num_processes=2', f'--process_id={i}'],
-            cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        for i in range(2)
-    ]
+    processes = ('--num_processes=2', f'--coordinator={address}')
+    return [start(cwd, env, *flags, *processes, f'--process_id={i}') for i in range(2)]
 
 
 def end(processes):
