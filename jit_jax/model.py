@@ -51,6 +51,11 @@ def size(variant: str) -> dict:
     if sizes.keys() != like.keys():
         spelled = ','.join(f'{name}={value}' for name, value in like.items())
         raise ValueError(f'model.variant must be one of {", ".join(VARIANTS)} or spell out a size like {spelled}; got {variant!r}.')
+    at_least = dict(depth=1, width=1, heads=1, bottleneck=1, class_tokens=0, class_start=0, dropout=0)
+    if any(sizes[name] < low for name, low in at_least.items()) or sizes['dropout'] >= 1 or sizes['class_tokens'] > COND.stop:
+        raise ValueError(f'model.variant has a number that no size can have; got {variant!r}.')
+    if sizes['class_start'] >= sizes['depth']:
+        raise ValueError(f'Class tokens must enter before the last block ends: class_start below depth; got {variant!r}.')
     if sizes['width'] % (4 * sizes['heads']):
         raise ValueError(f'The width of a head must be a multiple of 4, for its rotation; got {variant!r}.')
     return sizes
