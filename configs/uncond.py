@@ -46,6 +46,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.compute.dtype = 'auto'  # bfloat16 on accelerators, float32 on CPU
     config.compute.dead_slots = 'skip'  # skip what cannot be live, or keep all 512 slots
     config.compute.scan = True  # one compiled body for all blocks
+    config.compute.attention = 'auto'  # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
     config.compute.remat = 'none'  # none, dots or full: trade compute for memory
 
     config.data = ConfigDict()

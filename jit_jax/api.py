@@ -53,8 +53,8 @@ def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_si
     for name, rows in told.items():
         if len(rows) != num:
             raise ValueError(f'{name} has {len(rows)} rows for num={num} images; give one row an image.')
-    run = jitted(model.net, model.diffusion, replace(model.settings, **settings))
     mesh = make_mesh((-1, 1, 1))
+    run = jitted(model.net, model.diffusion, replace(model.settings, **settings), mesh)
     params = jax.device_put(params, replicated(mesh))
     size = -(-min(batch_size, num) // mesh.size) * mesh.size
     images = []

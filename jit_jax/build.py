@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from jit_jax import conditions, data, sequence, sharding, state
+from jit_jax import attention, conditions, data, sequence, sharding, state
 from jit_jax.diffusion import Diffusion
 from jit_jax.generate import Settings
-from jit_jax.model import REMAT, JiT, size
+from jit_jax.model import REMAT, JiT, forward_multiply_adds, size, slot_counts
 from jit_jax.sampling import SAMPLERS
 from jit_jax.step import batch_loss, draw, train_step
 
@@ -22,6 +22,7 @@ CHOICES = {
     'model.tables': ('sincos', 'zero'),
     'model.null': ('mask', 'token'),
     'compute.dead_slots': ('skip', 'keep'),
+    'compute.attention': attention.BACKENDS,
     'compute.remat': tuple(REMAT),
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
     'optimizer.schedule': ('constant', 'cosine'),
@@ -83,10 +84,17 @@ def _check_condition(config: ConfigDict):
         raise ValueError('config.condition.kind=pairs needs config.data.kind=pairs, a folder with target/ and cond/.')
     if 'super_resolution' in kinds and config.model.image_size % (factor * p):
         raise ValueError(f'config.condition.factor must divide {sequence.GRID} patches; got {factor}.')
-    images = kinds - {'class'}
-    n = max(((sequence.GRID // factor) ** 2 if kind == 'super_resolution' else sequence.GRID**2 for kind in images), default=0)
+    n, _ = program(config)
     if 'class' in kinds and n + tokens > sequence.COND.stop:
         raise ValueError(f'config.condition.kind: {n} patches and {tokens} class tokens do not fit in {sequence.COND.stop} slots.')
+
+
+def program(config) -> tuple[int, bool]:
+    """The condition patches of the programs of a config, and whether class tokens enter."""
+    c = config['condition']
+    kinds = {name for option in conditions.parse(c['kind']) for name in option}
+    few = lambda kind: (sequence.GRID // c['factor']) ** 2 if kind == 'super_resolution' else sequence.GRID**2
+    return max(map(few, kinds - {'class'}), default=0), 'class' in kinds
 
 
 def _whole(value) -> bool:
@@ -119,7 +127,8 @@ def network(config) -> JiT:
     c, m = config['compute'], config['model']
     dtype = ('float32' if jax.default_backend() == 'cpu' else 'bfloat16') if c['dtype'] == 'auto' else c['dtype']
     architecture = {name: m[name] for name in m if name != 'variant'}
-    return JiT(**size(m['variant']), **architecture, dead_slots=c['dead_slots'], scan=c['scan'], remat=c['remat'], dtype=jnp.dtype(dtype))
+    compute = {name: c[name] for name in c if name != 'dtype'}
+    return JiT(**size(m['variant']), **architecture, **compute, dtype=jnp.dtype(dtype))
 
 
 def diffusion(config) -> Diffusion:
@@ -162,6 +171,8 @@ class Run:
     like: state.TrainState  # shapes, dtypes and shardings of the state
     train: data.Source
     test: data.Source
+    attention: str  # the backends that the training program uses
+    flops: int  # of one image's forward and backward pass, in matrix products
 
     @property
     def record(self) -> dict:
@@ -183,6 +194,12 @@ def run(config: ConfigDict) -> Run:
     if 'class' in config.condition.kind and not 0 < len(train.classes) <= config.model.num_classes:
         raise ValueError(f'config.model.num_classes is {config.model.num_classes}, and the training images have {len(train.classes)} classes.')
 
+    n, labelled = program(config)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
+        queries = [(rows, model.heads, slots, head_width) for slots in slot_counts(model, n, labelled)]
+        backends = dict.fromkeys(attention.choose(model.attention, model.dtype, shape) for shape in queries)
+
     init = partial(state.init_state, model, optimizer=optimizer, ema=decays)
     shapes = jax.eval_shape(init, jax.random.key(0))
     places = sharding.shardings(shapes, mesh)
@@ -198,11 +215,11 @@ def run(config: ConfigDict) -> Run:
         init=jax.jit(init, out_shardings=places),
         start=jax.jit(partial(state.start_state, optimizer=optimizer, ema=decays), out_shardings=places),
         step=jax.jit(
-            step,
+            sharding.within(mesh, step),
             in_shardings=(places, sharding.batch_sharding(mesh), everywhere),
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
         like=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places),
-        train=train, test=test,
+        train=train, test=test, attention=', '.join(backends), flops=6 * forward_multiply_adds(model, n, labelled),
     )  # fmt: skip

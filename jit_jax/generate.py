@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from jit_jax import conditions, sampling
+from jit_jax import conditions, sampling, sharding
 from jit_jax.diffusion import Diffusion
 from jit_jax.model import JiT
 
@@ -46,7 +46,7 @@ def noise(key, start: int, count: int, model: JiT):
     return jax.vmap(one)(start + jnp.arange(count))
 
 
-@lru_cache(16)  # a Linen module and its settings hash by what they hold, so a second call finds its program
-def jitted(model: JiT, d: Diffusion, settings: Settings):
-    """`generate` compiled: (params, z, told) → images."""
-    return jax.jit(partial(generate, model=model, d=d, settings=settings))
+@lru_cache(16)  # a Linen module, its settings and a mesh hash by what they hold, so a second call finds its program
+def jitted(model: JiT, d: Diffusion, settings: Settings, mesh: jax.sharding.Mesh):
+    """`generate` compiled for arrays on `mesh`: (params, z, told) → images."""
+    return jax.jit(sharding.within(mesh, partial(generate, model=model, d=d, settings=settings)))

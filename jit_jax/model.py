@@ -15,7 +15,7 @@ import numpy as np
 from jax.nn import initializers
 
 from jit_jax import sequence
-from jit_jax.attention import attend, rotate, rotation
+from jit_jax.attention import attend, choose, live_first, rotate, rotation, take
 from jit_jax.sequence import COND, GRID, SLOTS
 
 # Sizes by name. `digits` is for 32×32 images on a laptop; the others are the published ones, and S beside them.
@@ -112,6 +112,7 @@ class Block(nn.Module):
     heads: int
     dropout: float
     dtype: jnp.dtype
+    attention: str = 'xla'
 
     @nn.compact
     def __call__(self, x, modulation, cos, sin, valid):
@@ -125,7 +126,7 @@ class Block(nn.Module):
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, S, K]
         q = rotate(RMSNorm(name='q_norm')(q), cos, sin)
         k = rotate(RMSNorm(name='k_norm')(k), cos, sin)
-        h = attend(q, k, v, valid).transpose(0, 2, 1, 3).reshape(B, S, D)
+        h = attend(q, k, v, valid, self.attention).transpose(0, 2, 1, 3).reshape(B, S, D)
         h = drop(Linear((D,), dtype=self.dtype, name='proj')(h))
         x = x + gate1[:, None] * h
 
@@ -225,6 +226,7 @@ class JiT(nn.Module):
     Computation (the same function either way):
       dead_slots: 'skip' runs only the slots that can be live, 'keep' runs all 512.
       scan: blocks as one scanned body, or one by one; remat: a key of REMAT; dtype: of the arithmetic.
+      attention: 'auto', or a backend of `attention.py`.
     """
 
     image_size: int
@@ -244,6 +246,7 @@ class JiT(nn.Module):
     scan: bool = True
     remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
+    attention: str = 'auto'
 
     def setup(self):
         embed = dict(width=self.width, bottleneck=self.bottleneck, tables=self.tables, dtype=self.dtype)
@@ -383,14 +386,22 @@ class JiT(nn.Module):
         for start, stop in zip(cuts[:-1], cuts[1:]):
             if class_tokens is not None and start == self.class_start:
                 slots = slots.insert(class_tokens, label_valid)
-            block = Block(self.heads, self.dropout if dropout and first <= start < last else 0.0, self.dtype, parent=None)
-            keys = jax.random.split(self.make_rng('dropout'), stop - start) if block.dropout else None
+            rate = self.dropout if dropout and first <= start < last else 0.0
+            keys = jax.random.split(self.make_rng('dropout'), stop - start) if rate else None
             layers = jax.tree.map(lambda p: p[start:stop], (self.blocks, modulation)) + (keys,)
-            slots = slots._replace(tokens=self._run(block, slots, layers, stop - start))
+            slots = slots._replace(tokens=self._run(rate, slots, layers, stop - start))
         return slots.tokens
 
-    def _run(self, block, slots, layers, depth):
-        cos, sin = rotation(slots.places, self.width // self.heads)
+    def _run(self, dropout, slots, layers, depth):
+        B, S, _ = slots.tokens.shape
+        head_width, order = self.width // self.heads, None
+        attention = choose(self.attention, self.dtype, (B, self.heads, S, head_width))
+        if attention == 'cudnn' and slots.valid is not None:  # once for all blocks, and back after them
+            order, back = live_first(slots.valid)
+            places = jnp.broadcast_to(slots.places, (*order.shape, 2))
+            slots = Slots(take(slots.tokens, order), jnp.sort(slots.valid, 1, descending=True), take(places, order), slots.n)
+        cos, sin = rotation(slots.places, head_width)
+        block = Block(self.heads, dropout, self.dtype, attention, parent=None)
 
         def one(x, layer):
             params, modulation, key = layer
@@ -399,14 +410,22 @@ class JiT(nn.Module):
 
         if self.remat != 'none':
             one = jax.checkpoint(one, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        if self.scan:
-            return jax.lax.scan(one, slots.tokens, layers)[0]
         x = slots.tokens
-        # `split`, because its gradient is one concatenation, where indexing's is a sum of L padded arrays.
-        leaves, tree = jax.tree.flatten(layers)
-        for layer in zip(*(jax.lax.split(leaf, [1] * depth) for leaf in leaves)):
-            x, _ = one(x, tree.unflatten([leaf[0] for leaf in layer]))
-        return x
+        if self.scan:
+            x, _ = jax.lax.scan(one, x, layers)
+        else:  # `split`, because its gradient is one concatenation, where indexing's is a sum of L padded arrays
+            leaves, tree = jax.tree.flatten(layers)
+            for layer in zip(*(jax.lax.split(leaf, [1] * depth) for leaf in leaves)):
+                x, _ = one(x, tree.unflatten([leaf[0] for leaf in layer]))
+        return x if order is None else take(x, back)
+
+
+def slot_counts(model: JiT, cond_slots: int, labelled: bool) -> tuple[int, int]:
+    """Slots that run before and after the class tokens enter, in a program of `cond_slots` condition patches."""
+    if model.dead_slots == 'keep' or model.null == 'token':  # the token may fill all condition slots
+        return SLOTS, SLOTS
+    before = GRID * GRID + cond_slots
+    return before, before + model.class_tokens * labelled
 
 
 def forward_multiply_adds(model: JiT, cond_slots: int = 0, labelled: bool = True) -> int:
@@ -415,8 +434,7 @@ def forward_multiply_adds(model: JiT, cond_slots: int = 0, labelled: bool = True
     cond_slots: condition patches of the program. labelled: class tokens enter at `class_start`.
     """
     D, L, N, F, P = model.width, model.depth, GRID * GRID, hidden_width(model.width), model.patch**2 * model.channels
-    before = SLOTS if model.dead_slots == 'keep' else N + cond_slots
-    after = before + model.class_tokens * (labelled and model.dead_slots == 'skip')
+    before, after = slot_counts(model, cond_slots, labelled)
     block = lambda S: S * (4 * D * D + 3 * D * F) + 2 * S * S * D  # projections, SwiGLU, logits and their use
     start = model.class_start
     embed = (N + cond_slots) * model.bottleneck * (P + D) + N * D * P

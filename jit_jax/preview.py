@@ -20,7 +20,7 @@ class Preview:
         rows = -(-self.num // run.mesh.size) * run.mesh.size  # all devices draw; the rest is dropped
         self.told, self.truth = held_out(config, rows, config.seed, run.test)
         self.inputs = sharding.spread((noise(jax.random.key(config.seed), 0, rows, run.model), self.told), run.mesh)
-        self.generate = jitted(run.model, run.diffusion, run.settings)
+        self.generate = jitted(run.model, run.diffusion, run.settings, run.mesh)
 
     def draw(self, state, step: int, writer):
         """samples/<step>.png, and samples/latest.png beside it; every process takes part, the first one writes."""

@@ -6,6 +6,7 @@ parameters' paths, so the same table places them. The model itself knows no mesh
 """
 
 import re
+from functools import wraps
 
 import jax
 import numpy as np
@@ -99,6 +100,17 @@ def shardings(tree, mesh: Mesh):
     """A NamedSharding for every leaf (array or ShapeDtypeStruct) of a state, by its path."""
     place = lambda path, leaf: NamedSharding(mesh, _fit(spec(path_name(path), leaf.shape), leaf.shape, mesh))
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def within(mesh: Mesh, f):
+    """`f`, traced with the mesh in context: a kernel that the partitioner cannot split finds its axes there."""
+
+    @wraps(f)
+    def traced(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return f(*args, **kwargs)
+
+    return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -56,7 +56,7 @@ def optimizer(rate: optax.Schedule, b1: float, b2: float, weight_decay: float, m
 def init_state(model, key, optimizer, ema: tuple[float, ...]) -> TrainState:
     """A fresh state; pure, so that jit(init, out_shardings=…) makes the same parameters on every mesh."""
     size, channels = model.image_size, model.channels
-    params = model.init(key, jnp.zeros((1, size, size, channels)), jnp.zeros(1))['params']
+    params = model.clone(attention='xla').init(key, jnp.zeros((1, size, size, channels)), jnp.zeros(1))['params']
     return start_state(params, optimizer, ema)
 
 

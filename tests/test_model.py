@@ -183,10 +183,10 @@ def seen(tiny, params, told, monkeypatch, **changes):
     model, masks, places = tiny(dead_slots='keep', scan=False, **changes), [], []
     attend, rotation = model_module.attend, model_module.rotation
 
-    def attend_seen(q, k, v, valid):
+    def attend_seen(q, k, v, valid, backend):
         if valid is not None:  # Flax traces `init` too, to check shapes
             masks.append(valid)
-        return attend(q, k, v, valid)
+        return attend(q, k, v, valid, backend)
 
     monkeypatch.setattr(model_module, 'attend', attend_seen)
     monkeypatch.setattr(model_module, 'rotation', lambda at, K: (places.append(at), rotation(at, K))[1])

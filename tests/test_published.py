@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jit_jax import convert, diffusion, generate, model, state
+from jit_jax import convert, diffusion, generate, model, sharding, state
 from jit_jax.diffusion import Diffusion
 from jit_jax.model import JiT, size
 
@@ -135,7 +135,8 @@ def test_samplers(golden, sampler):
     settings = generate.Settings(sampler, golden.said['sampler_steps'], golden.said['cfg'], (low, high))
     z = golden.arrays['sample_z0'] / golden.d.noise_scale
     told = {'label': golden.arrays['sample_labels']}
-    images = generate.jitted(golden.model(), golden.d, settings)(golden.params, z, told)
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    images = generate.jitted(golden.model(), golden.d, settings, mesh)(golden.params, z, told)
     assert distance(images, golden.arrays[f'sample_{sampler}']) < 1e-4
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jit_jax import conditions, generate
+from jit_jax import conditions, generate, sharding
 from jit_jax.diffusion import Diffusion
 from jit_jax.generate import Settings
 from jit_jax.sampling import SAMPLERS, guide, sample
@@ -140,7 +140,7 @@ def first_step(tiny, params, told):
 
     def images(interval, z):
         settings = Settings(steps=1, guidance=3.0, interval=interval)
-        return np.asarray(generate.jitted(tiny(), Diffusion(noise_scale=0.5), settings)(params, z, told['full']))
+        return np.asarray(generate.jitted(tiny(), Diffusion(noise_scale=0.5), settings, sharding.make_mesh((-1, 1, 1), jax.devices()[:1]))(params, z, told['full']))
 
     return images
 
