@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import dot_product_attention as fused
 from jax.sharding import PartitionSpec
 
 from jit_jax import sharding
 
 BACKENDS = ('auto', 'xla', 'cudnn', 'splash')
+RESIDUAL = 'attention'  # the name under which rematerialisation may keep what attention returns
 THETA = 10000.0
 
 
@@ -43,7 +45,7 @@ def attend(q, k, v, valid=None, backend: str = 'xla'):
     matter as long as it is finite. Every row needs a live key (a target always is one). backend: what `choose`
     returned; 'cudnn' wants the live slots of each row first (`live_first`). Returns [B, H, S, K].
     """
-    return {'xla': xla, 'cudnn': cudnn, 'splash': splash}[backend](q, k, v, valid)
+    return checkpoint_name({'xla': xla, 'cudnn': cudnn, 'splash': splash}[backend](q, k, v, valid), RESIDUAL)
 
 
 def xla(q, k, v, valid):
@@ -74,7 +76,7 @@ def splash(q, k, v, valid, interpret: bool = False):
     def local(q, k, v, *valid):
         B, H, S, K = q.shape
         mask = kernels.MultiHeadMask([kernels.FullMask((S, S))] * H)
-        one = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+        one = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, residual_checkpoint_name=RESIDUAL, interpret=interpret)
         segments = [kernels.SegmentIds(jnp.zeros((B, S), jnp.int32), jnp.where(live, 0, 1)) for live in valid]
         return jax.vmap(one)(q * K**-0.5, k, v, *segments)
 

@@ -122,10 +122,11 @@ def lookup(config, key: str):
     return config
 
 
-def network(config) -> JiT:
-    """The network of a config or of a run's config.json."""
+def network(config, platform: str = '') -> JiT:
+    """The network of a config or of a run's config.json, for a platform; '': the one JAX runs on."""
     c, m = config['compute'], config['model']
-    dtype = ('float32' if jax.default_backend() == 'cpu' else 'bfloat16') if c['dtype'] == 'auto' else c['dtype']
+    auto = 'float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16'
+    dtype = auto if c['dtype'] == 'auto' else c['dtype']
     architecture = {name: m[name] for name in m if name != 'variant'}
     compute = {name: c[name] for name in c if name != 'dtype'}
     return JiT(**size(m['variant']), **architecture, **compute, dtype=jnp.dtype(dtype))
@@ -156,8 +157,8 @@ def source(config, split: str):
 
 
 @dataclass
-class Run:
-    """All that a training loop needs; nothing here has touched a device's memory yet."""
+class Programs:
+    """What a config computes, whatever the images; nothing here has touched a device's memory yet."""
 
     config: ConfigDict
     model: JiT
@@ -169,10 +170,16 @@ class Run:
     start: Callable  # parameters → TrainState at step 0, jitted, sharded
     step: Callable  # (state, batch, key) → (state, metrics), jitted, state donated
     like: state.TrainState  # shapes, dtypes and shardings of the state
+    attention: str  # the backends that the step uses
+    flops: int  # of one image in a step, in matrix products
+
+
+@dataclass
+class Run(Programs):
+    """All that a training loop needs."""
+
     train: data.Source
     test: data.Source
-    attention: str  # the backends that the training program uses
-    flops: int  # of one image's forward and backward pass, in matrix products
 
     @property
     def record(self) -> dict:
@@ -183,22 +190,21 @@ class Run:
 def run(config: ConfigDict) -> Run:
     """Checks a config and builds its run. Raises ValueError in one sentence before any compute is spent."""
     check(config)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, mesh, config.accumulate)
-    model, d, told = network(config), diffusion(config), condition(config)
-    o, decays = config.optimizer, tuple(config.ema.decays)
-    rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
-    optimizer = state.optimizer(rate, o.b1, o.b2, o.weight_decay, o.muon_rms)
-
+    built = programs(config, sharding.make_mesh(config.mesh))
     train, test = source(config, 'train'), source(config, 'test')
     if 'class' in config.condition.kind and not 0 < len(train.classes) <= config.model.num_classes:
         raise ValueError(f'config.model.num_classes is {config.model.num_classes}, and the training images have {len(train.classes)} classes.')
+    return Run(**vars(built), train=train, test=test)
 
+
+def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
+    """The programs of a checked config for a mesh, whose devices need not be here."""
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
+    model, d, told = network(config, mesh.devices.flat[0].platform), diffusion(config), condition(config)
+    o, decays = config.optimizer, tuple(config.ema.decays)
+    rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
+    optimizer = state.optimizer(rate, o.b1, o.b2, o.weight_decay, o.muon_rms)
     n, labelled = program(config)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
-        queries = [(rows, model.heads, slots, head_width) for slots in slot_counts(model, n, labelled)]
-        backends = dict.fromkeys(attention.choose(model.attention, model.dtype, shape) for shape in queries)
 
     init = partial(state.init_state, model, optimizer=optimizer, ema=decays)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -210,7 +216,7 @@ def run(config: ConfigDict) -> Run:
         loss=partial(batch_loss, model=model, d=d), accumulate=config.accumulate, optimizer=optimizer, rate=rate,
         ema=decays, ema_warmup=config.ema.warmup, log_every=config.log_every,
     )  # fmt: skip
-    return Run(
+    return Programs(
         config=config, model=model, diffusion=d, settings=settings(config), condition=told, mesh=mesh,
         init=jax.jit(init, out_shardings=places),
         start=jax.jit(partial(state.start_state, optimizer=optimizer, ema=decays), out_shardings=places),
@@ -221,5 +227,13 @@ def run(config: ConfigDict) -> Run:
             donate_argnums=0,
         ),
         like=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places),
-        train=train, test=test, attention=', '.join(backends), flops=6 * forward_multiply_adds(model, n, labelled),
+        attention=backends(config, model, mesh), flops=6 * forward_multiply_adds(model, n, labelled),
     )  # fmt: skip
+
+
+def backends(config, model: JiT, mesh) -> str:
+    """The attention backends of the step. Raises ValueError where the one that config.compute names cannot run."""
+    rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        choices = [attention.choose(model.attention, model.dtype, (rows, model.heads, S, head_width)) for S in slot_counts(model, *program(config))]
+    return ', '.join(dict.fromkeys(choices))

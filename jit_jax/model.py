@@ -15,8 +15,9 @@ import numpy as np
 from jax.nn import initializers
 
 from jit_jax import sequence
-from jit_jax.attention import attend, choose, live_first, rotate, rotation, take
+from jit_jax.attention import RESIDUAL, attend, choose, live_first, rotate, rotation, take
 from jit_jax.sequence import COND, GRID, SLOTS
+from jit_jax.sharding import by_rows
 
 # Sizes by name. `digits` is for 32×32 images on a laptop; the others are the published ones, and S beside them.
 VARIANTS = {
@@ -29,7 +30,9 @@ VARIANTS = {
 }
 REMAT = {
     'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
+    ),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -117,6 +120,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, modulation, cos, sin, valid):
         """x [B, S, D]; modulation [B or 1, 6, D]; cos, sin [S, K/2]; valid bool [B, S] or None → [B, S, D]."""
+        x = by_rows(x)
         B, S, D = x.shape
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, i] for i in range(6))

@@ -113,6 +113,17 @@ def within(mesh: Mesh, f):
     return traced
 
 
+def by_rows(x):
+    """`x` [B, …], kept split over the batch axes of the mesh in context; x itself without one, or where B does not divide.
+
+    Left alone, the partitioner may prefer to split what follows as the parameters are, and give each device the whole batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(x) % (mesh.shape['data'] * mesh.shape['fsdp']):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 

@@ -23,7 +23,7 @@ LAYERS = {
 }  # fmt: skip
 # Beyond layers: what a room must not know although it lies lower, and libraries that some do without.
 NEVER = {
-    'model': ('jit_jax.sharding', 'jit_jax.diffusion', 'jit_jax.metrics', 'jit_jax.data'),
+    'model': ('jit_jax.diffusion', 'jit_jax.metrics', 'jit_jax.data'),
     'sampling': ('flax', 'jit_jax.sharding', 'jit_jax.sequence'),
     'diffusion': ('flax',),
     'sequence': ('flax',),
