@@ -77,12 +77,14 @@ def imagenet(preset: str) -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.0
+    config.optimizer.mu_dtype = 'float32'  # of the first moment: bfloat16 saves 2 bytes a parameter
     config.optimizer.muon_rms = 0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
     config.optimizer.warmup = 5 * epoch  # steps
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
     config.ema = ConfigDict()
     config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
+    config.ema.memory = 'device'  # or host: saves 8 bytes a parameter, and costs their way there and back each step
     config.ema.warmup = False  # start with a low decay: for short runs
 
     config.checkpoint = ConfigDict()

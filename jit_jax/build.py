@@ -26,6 +26,8 @@ CHOICES = {
     'compute.remat': tuple(REMAT),
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
     'optimizer.schedule': ('constant', 'cosine'),
+    'optimizer.mu_dtype': ('float32', 'bfloat16'),
+    'ema.memory': tuple(sharding.MEMORY),
     'sample.sampler': tuple(SAMPLERS),
 }
 COUNTS = {  # whole numbers, at least; the batch size first, as others are derived from it
@@ -203,12 +205,13 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
     model, d, told = network(config, mesh.devices.flat[0].platform), diffusion(config), condition(config)
     o, decays = config.optimizer, tuple(config.ema.decays)
     rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
-    optimizer = state.optimizer(rate, o.b1, o.b2, o.weight_decay, o.muon_rms)
+    optimizer = state.optimizer(rate, o.b1, o.b2, o.weight_decay, o.muon_rms, o.mu_dtype)
     n, labelled = program(config)
 
     init = partial(state.init_state, model, optimizer=optimizer, ema=decays)
     shapes = jax.eval_shape(init, jax.random.key(0))
     places = sharding.shardings(shapes, mesh)
+    places = places.replace(ema=sharding.in_memory(places.ema, config.ema.memory))
     everywhere = sharding.replicated(mesh)
     step = partial(
         train_step,

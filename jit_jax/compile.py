@@ -54,7 +54,7 @@ def devices(topology: str | None) -> list:
         if importlib.util.find_spec('libtpu') is None:
             raise ValueError("--topology of a TPU needs libtpu: pip install 'jit_jax[tpu]'.")
         try:  # a v4 chip has two cores that work as one device
-            more = {'chip_config_name': 'megachip_tccontrol'} if kind == 'v4' else {}
+            more = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
             return list(topologies.get_topology_desc(topology, platform='tpu', **more).devices)
         except Exception as problem:
             raise ValueError(f'--topology={topology} is not a pod that libtpu knows; try one like {", ".join(PODS)}.') from problem

@@ -28,6 +28,7 @@ def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Setti
     Pure: jit it once for each shape of `told`.
     """
 
+    params = jax.device_put(params, jax.memory.Space.Device)  # from the host, where it keeps the averages
     model = model.clone(scan=True, remat='none')  # two or four copies of the network: compile them in seconds
 
     def denoise(told):

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
+MEMORY = {'device': None, 'host': 'pinned_host'}
 
 # Path (a regular expression over the end of it) → the axes of the last dimensions. The leading layer axis of
 # `blocks` and `modulation` is never split.
@@ -100,6 +101,11 @@ def shardings(tree, mesh: Mesh):
     """A NamedSharding for every leaf (array or ShapeDtypeStruct) of a state, by its path."""
     place = lambda path, leaf: NamedSharding(mesh, _fit(spec(path_name(path), leaf.shape), leaf.shape, mesh))
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def in_memory(places, kind: str):
+    """The NamedShardings of a tree, in the memory of the 'device' or of its 'host'."""
+    return jax.tree.map(lambda place: place.with_memory_kind(MEMORY[kind]), places)
 
 
 def within(mesh: Mesh, f):

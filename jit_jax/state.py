@@ -28,16 +28,18 @@ def learning_rate(base: float, batch_size: int, steps: int, warmup: int, schedul
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after[schedule]], [warmup])
 
 
-def optimizer(rate: optax.Schedule, b1: float, b2: float, weight_decay: float, muon_rms: float) -> optax.GradientTransformation:
+def optimizer(
+    rate: optax.Schedule, b1: float, b2: float, weight_decay: float, muon_rms: float, mu_dtype: str = 'float32'
+) -> optax.GradientTransformation:
     """AdamW as published, or with muon_rms > 0 Muon for the kernels of the blocks and Nesterov's Adam for the rest.
 
     muon_rms is the root mean square of Muon's update at learning rate 1 (arXiv 2502.16982 takes 0.2 to be like
     AdamW's). q, k, v and the two halves of w12 are matrices of their own. Only kernels decay, as in the official
-    parameter groups; with Muon, only its own.
+    parameter groups; with Muon, only its own. mu_dtype: of the first moment, 'float32' or 'bfloat16'.
     """
     decays = lambda params: tree_map_with_path(lambda path, _: 'kernel' in path_name(path), params)
     if not muon_rms:
-        return optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=decays)
+        return optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=decays, mu_dtype=mu_dtype)
 
     def matrices(params):
         def numbers(path, p):  # kernels of blocks are [L, in, …, out]; q, k, v or w1, w2 lie between
@@ -48,7 +50,7 @@ def optimizer(rate: optax.Schedule, b1: float, b2: float, weight_decay: float, m
         return tree_map_with_path(numbers, params)
 
     return muon(
-        rate, weight_decay=weight_decay, adam_b1=b1, adam_b2=b2,
+        rate, weight_decay=weight_decay, adam_b1=b1, adam_b2=b2, mu_dtype=mu_dtype,
         muon_weight_dimension_numbers=matrices, consistent_rms=muon_rms,
     )  # fmt: skip
 

@@ -57,5 +57,6 @@ def train_step(
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     value, grads = loss_and_gradients(state.params, draw(batch, draw_key), dropout_key, loss, accumulate)
     metrics = {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
+    state = state.replace(ema=jax.device_put(state.ema, jax.memory.Space.Device))  # where the host keeps the averages
     state = apply_gradients(state, grads, value, optimizer, ema, ema_warmup, log_every)
     return state, {'loss': state.loss_mean, **metrics}

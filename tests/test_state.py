@@ -113,6 +113,18 @@ def test_adamw_by_hand():
 
 
 @pytest.mark.parametrize('muon_rms', [0.0, 0.2])
+def test_the_first_moment_in_bfloat16(muon_rms):
+    params, updates = shaped(0), {}
+    for dtype in ('float32', 'bfloat16'):
+        optimizer = state.optimizer(optax.constant_schedule(0.01), 0.9, 0.95, 0.1, muon_rms, dtype)
+        updates[dtype], opt = jax.jit(optimizer.update)(shaped(1), optimizer.init(params), params)
+        assert ('bfloat16' in {str(x.dtype) for x in jax.tree.leaves(opt)}) == (dtype == 'bfloat16')
+    for a, b in zip(jax.tree.leaves(updates['float32']), jax.tree.leaves(updates['bfloat16']), strict=True):
+        assert b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.02 * np.abs(a).max())
+
+
+@pytest.mark.parametrize('muon_rms', [0.0, 0.2])
 def test_only_kernels_decay(muon_rms):
     optimizer = state.optimizer(optax.constant_schedule(0.01), 0.9, 0.95, 0.1, muon_rms)
     params = shaped(0)

@@ -111,6 +111,7 @@ def make_run(shape, accumulate=1):
     config.model.variant = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
     config.model.num_classes = 5
     config.mesh, config.accumulate, config.compute.scan = shape, accumulate, True
+    config.ema.memory = 'host' if accumulate > 1 else 'device'  # both for who lacks memory
     config.condition.drop = 0.4
     config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = LR * 32, 2, 'constant'
     config.optimizer.muon_rms, config.log_every, config.ema.decays = 0.0, 2, (0.9, 0.5)
@@ -147,6 +148,12 @@ def trained(runs, params):
         return found[name]
 
     return train
+
+
+def test_the_host_keeps_the_averages_where_asked(runs):
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+    assert kinds(runs('in parts').like.ema) == {'pinned_host'} != kinds(runs('one').like.ema)
+    assert 'pinned_host' not in kinds(runs('in parts').like.replace(ema={}))
 
 
 @pytest.mark.parametrize('name', [name for name in MESHES if name != 'one'])
