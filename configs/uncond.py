@@ -96,7 +96,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.sample = ConfigDict()
     config.sample.every = 10_000  # steps between grids
     config.sample.num = 64  # images in a grid
-    config.sample.sampler = 'heun'  # heun or euler
+    config.sample.sampler = 'heun'  # heun (two passes a step), multistep or euler (one)
     config.sample.steps = 50
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on

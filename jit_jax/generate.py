@@ -13,7 +13,7 @@ from jit_jax.model import JiT
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample: 'heun' or 'euler', network passes by `steps`, classifier-free guidance on low < t < high."""
+    """How to sample: a name of SAMPLERS, network passes by `steps`, classifier-free guidance on low < t < high."""
 
     sampler: str = 'heun'
     steps: int = 50
