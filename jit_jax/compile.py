@@ -25,6 +25,7 @@ ALL = flags.DEFINE_bool('all', False, 'Every published size at 256×256 on a pod
 # Chips by generation: memory in GiB, bfloat16 TFLOP/s, and the links of a chip, both ways, in GB/s (vendor's tables).
 CHIPS = {'v4': (32, 275, 300), 'v5e': (16, 197, 200), 'v5p': (95, 459, 600), 'v6e': (32, 918, 448)}
 PODS = ('v4:4x4x4', 'v5e:4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
+REMAT = ('none', 'dots', 'full')  # less and less memory
 GIB = 2**30
 WITHOUT_A_TPU = {  # libtpu must not look for one, nor mind other compilations beside this one
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -39,6 +40,7 @@ class Report:
     bytes: dict = field(default_factory=dict)
     collectives: dict = field(default_factory=dict)  # kind → (how often in a step, bytes of their results)
     estimate: float = 0.0  # the compiler's own, in seconds; ≤ 0 where it has none
+    activations: int = 0  # bytes, of the temporaries or of what did not fit
     seconds: float = 0.0  # it took to compile
     problem: str = ''
 
@@ -78,7 +80,7 @@ def compile_step(run) -> Report:
     """Compiles the train step of `build.programs` for the devices of its mesh."""
     import jax
 
-    report, began = Report(), time.perf_counter()
+    report, began = Report(activations=activations(run)), time.perf_counter()
     for name in ('params', 'ema', 'opt'):
         leaves = jax.tree.leaves(getattr(run.like, name))
         report.bytes[name] = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if x.sharding.memory_kind != 'pinned_host')
@@ -99,6 +101,30 @@ def compile_step(run) -> Report:
         report.estimate = cost.get('optimal_seconds', 0.0)
     report.seconds = time.perf_counter() - began
     return report
+
+
+def activations(run) -> int:
+    """Bytes a chip that the forward pass keeps for the backward pass, by their shapes: the compiler may do with less.
+
+    What grows with the batch, found from two of them, so that parameters and constants do not count.
+    """
+    import jax
+
+    from jit_jax import step
+
+    c = run.config
+    split = run.mesh.shape['data'] * run.mesh.shape['fsdp']
+
+    def kept(rows: int) -> int:
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), shapes_of_a_batch(c))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        draw = lambda batch, key: step.draw(batch, key, model=run.model, d=run.diffusion, condition=run.condition, drop=c.condition.drop)
+        drawn = jax.eval_shape(draw, batch, key)
+        loss = lambda p, drawn, key: jax.vjp(lambda p: step.batch_loss(p, drawn, key, model=run.model, d=run.diffusion), p)[1]
+        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
+            return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(loss, run.like.params, drawn, key)))
+
+    return (kept(2 * split) - kept(split)) * (c.batch_size // c.accumulate // split) // split
 
 
 _SHAPE = re.compile(r'\b(?:pred|[a-z]+(\d+))\w*\[([\d,]*)\]')  # bits and dimensions
@@ -155,8 +181,8 @@ def chip(run) -> tuple[str, float, float, float]:
 
 def advice(config) -> str | None:
     """The next thing to try for memory, as a flag; None when all has been tried."""
-    if config.compute.remat != 'full':
-        return f'--config.compute.remat={"dots" if config.compute.remat == "none" else "full"}'
+    if config.compute.remat != REMAT[-1]:
+        return f'--config.compute.remat={REMAT[REMAT.index(config.compute.remat) + 1]}'
     if not config.accumulate % 2 or config.accumulate == 1:
         return f'--config.accumulate={2 * config.accumulate}'
     return None
@@ -171,6 +197,7 @@ def table(run, report: Report) -> str:
     rows = [(kind, f'{size / GIB:.2f} GiB') for kind, size in report.bytes.items()]
     if not report.problem:
         rows += [('in all', f'{sum(report.bytes.values()) / GIB:.2f} GiB' + (f' of {memory / GIB:.0f}' if memory else ''))]
+    rows += [('of it, kept for the backward pass (by shapes)', f'{report.activations / GIB:.2f} GiB')]
     rows += [(f'{kind} a step', f'{count} of {size / GIB:.2f} GiB in all') for kind, (count, size) in report.collectives.items()]
     if links:
         sent = sum(size for _, size in report.collectives.values())

@@ -51,6 +51,8 @@ def test_the_devices_of_this_machine():
     programs = build.programs(config, sharding.make_mesh(config.mesh, compile.devices(None)))
     report = compile.compile_step(programs)
     state = sum(x.size * 4 for x in jax.tree.leaves((programs.like.params, programs.like.ema)))
+    kept = [compile.activations(build.programs(tiny_config(cond, (2, 2, 2), **{'compute.remat': r}), programs.mesh)) for r in compile.REMAT]
+    assert kept[0] > kept[1] > kept[2] > 0 and kept[0] == report.activations
     assert state / 8 < report.bytes['params'] + report.bytes['ema'] < state
     text = compile.table(programs, report)
     assert 'condition inpaint, batch 8' in text and '| params |' in text and text.endswith('Fits.')
