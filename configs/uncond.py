@@ -98,6 +98,9 @@ def imagenet(preset: str) -> ConfigDict:
     config.sample.steps = 50
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
+
+    config.wandb = ConfigDict()
+    config.wandb.project = ''  # of Weights & Biases, where the run is shown as well; '': nowhere
     return config
 
 
