@@ -111,7 +111,7 @@ def results(picture: np.ndarray, size: int, triples: bool, count: int) -> np.nda
 
 def distances(a, b) -> np.ndarray:
     """Root mean square differences [len(a), len(b)], in levels of 255, of images averaged to 16×16 pixels."""
-    small = lambda x: np.asarray(x, np.float32).reshape(len(x), 16, x.shape[1] // 16, 16, -1, x.shape[3]).mean((2, 4)).reshape(len(x), -1)
+    small = lambda x: np.asarray(x, np.float64).reshape(len(x), 16, x.shape[1] // 16, 16, -1, x.shape[3]).mean((2, 4)).reshape(len(x), -1)
     a, b = small(a), small(b)
     square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
     return np.sqrt(np.maximum(square, 0) / a.shape[1])
