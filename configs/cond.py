@@ -8,7 +8,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import uncond
+from jit_jax.configs import uncond
 from jit_jax.sampling import GUIDANCE
 
 
