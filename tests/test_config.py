@@ -215,6 +215,13 @@ def test_weights_to_start_from_must_be_there(tmp_path):
     refused(config, 'init_from')
 
 
+def test_weights_and_biases_must_be_installed(monkeypatch):
+    config = uncond.get_config()
+    config.wandb.project = 'digits'
+    monkeypatch.setattr(build.importlib.util, 'find_spec', lambda name: None)
+    refused(config, 'wandb.project')
+
+
 def test_a_near_miss_is_named():
     config = uncond.get_config('imagenet256_b16')
     config.compute.remat = 'dot'
