@@ -24,13 +24,13 @@ class Refused(ValueError):
     """A run that cannot start as asked; the message is one sentence with the fix, and nothing has been touched."""
 
 
-def train(run: Run, workdir: str, *, yes: bool = False, watch: Callable | None = None) -> None:
+def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None = None) -> None:
     """Trains until config.steps, or until Ctrl-C or SIGTERM, which save and stop. Starts where `workdir` left off.
 
-    yes: start even what would take a CPU days. watch(step) is called after each line of metrics.
+    yes: start even what would take a CPU days. follow(step) is called after each line of metrics.
     """
     config = run.config
-    ideal = speed.training_flops(run.model, run.condition) / speed.matmul_rate(run.model.dtype)  # seconds an image
+    ideal = run.flops / speed.matmul_rate(run.model.dtype)  # seconds an image
     if jax.default_backend() == 'cpu' and not yes:
         check_patience(config, ideal * config.batch_size * config.steps)
     with checkpoint.lock(workdir), Stop() as stop, enough_memory(run):
@@ -47,7 +47,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, watch: Callable | None =
             return
         write_config(run, workdir)
         writer = metrics.Writer(
-            workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, watch=watch
+            workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, follow=follow
         )
         writer.say(how)
         writer.say(summary(run, state))
@@ -102,7 +102,7 @@ def check_patience(config, seconds: float) -> None:
     """Raises Refused for a run that would take this CPU longer than anyone waits."""
     if seconds > PATIENCE:
         raise Refused(
-            f'On this CPU, {config.steps} steps of JiT-{config.model.variant} at batch {config.batch_size} take at least {speed.words(seconds)}; '
+            f'On this CPU, {config.steps} steps of JiT-{config.model.variant} at batch {config.batch_size} take at least {seconds / 86400:,.0f} days; '
             'run it on an accelerator, lower --config.steps, learn the digits (--config=configs/uncond.py), or start it all the same with --yes.'
         )
 

@@ -18,14 +18,14 @@ class Writer:
 
     Opened at step `start` it first drops the lines of later steps, which a killed run wrote after its last
     checkpoint: a resumed run has no line twice. `enabled=False` (every process but the first) writes nothing.
-    ideal: as in `Clock`. config: the run's, for the boards. watch(step) is called after each line.
+    ideal: as in `Clock`. config: the run's, for the boards. follow(step) is called after each line.
     """
 
     def __init__(
         self, workdir: str, *, start: int, steps: int, enabled: bool = True, ideal: float = 0.0,
-        config: dict | None = None, watch: Callable | None = None,
+        config: dict | None = None, follow: Callable | None = None,
     ):  # fmt: skip
-        self.enabled, self.clock, self.watch = enabled, Clock(start, ideal), watch
+        self.enabled, self.clock, self.follow = enabled, Clock(start, ideal), follow
         if not enabled:
             return
         from tensorboardX import SummaryWriter
@@ -60,8 +60,8 @@ class Writer:
             start, began = self.opened
             left = (time.perf_counter() - began) / max(step - start, 1) * (self.bar.total - step)
             print(f'step {step}/{self.bar.total} {shown} left {left / 60:.1f} min', flush=True)
-        if self.watch:
-            self.watch(step)
+        if self.follow:
+            self.follow(step)
 
     def images(self, step: int, name: str, grid: np.ndarray, path: str):
         """Saves a grid (uint8 [h, w, 3]) as a PNG at `path`, whole or not at all, and in TensorBoard."""

@@ -102,11 +102,12 @@ def slots(told: dict, model, rows: int = 4) -> np.ndarray:
 
 
 def results(picture: np.ndarray, size: int, triples: bool, count: int) -> np.ndarray:
-    """The samples in a grid that a run drew, uint8 [N, size, size, 3]: of triples, the middle."""
+    """The `count` samples in a grid that a run drew, uint8 [count, size, size, 3]: of triples the middle, without what is written below."""
     width = size * (3 if triples else 1)
-    rows, columns = ((n - 2) // (side + 2) for n, side in zip(picture.shape, (size, width), strict=False))
-    corners = [(2 + i * (size + 2), 2 + j * (width + 2) + size * triples) for i in range(rows) for j in range(columns)]
-    return np.stack([picture[y : y + size, x : x + size] for y, x in corners[:count]])
+    columns = (picture.shape[1] - 2) // (width + 2)
+    high = (picture.shape[0] - 2) // -(-count // columns)  # of a row
+    corners = [(2 + i // columns * high, 2 + i % columns * (width + 2) + size * triples) for i in range(count)]
+    return np.stack([picture[y : y + size, x : x + size] for y, x in corners])
 
 
 def distances(a, b) -> np.ndarray:

@@ -11,10 +11,10 @@ from conftest import ROOT
 PACKAGE = ROOT / 'jit_jax'
 COMMAND = 99  # may import anything, inside a function or out; nothing imports it
 LAYERS = {
-    'sequence': 0, 'diffusion': 0, 'sharding': 0, 'metrics': 0, 'manifest': 0, 'cli': 0, 'data': 0, 'fid': 0,
+    'sequence': 0, 'diffusion': 0, 'sharding': 0, 'metrics': 0, 'speed': 0, 'manifest': 0, 'cli': 0, 'data': 0, 'fid': 0,
     'attention': 1, 'conditions': 1, 'sampling': 1,
     'model': 2,
-    'speed': 3, 'state': 3, 'convert': 3, 'generate': 3,
+    'state': 3, 'convert': 3, 'generate': 3,
     'step': 4, 'checkpoint': 4,
     'build': 5, 'evaluation': 5,
     'preview': 6, 'api': 6,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import lines, run, start, train
 
-from configs import cond, uncond
+from configs import uncond
 from jit_jax import build, loop, replay, sharding, speed
 from jit_jax.model import forward_multiply_adds
 
@@ -55,18 +55,10 @@ def test_other_errors_stay_what_they_are():
 
 def test_a_cpu_run_of_imagenet_says_how_long_it_takes():
     config = uncond.get_config('imagenet256_b16')
-    flops = speed.training_flops(build.network(config), build.condition(config))
-    assert flops == 6 * forward_multiply_adds(build.network(config), 0, False)
-    with pytest.raises(loop.Refused, match=r'at least [\d,]+ years;.*--yes'):
+    flops = 6 * forward_multiply_adds(build.network(config), 0, False)
+    with pytest.raises(loop.Refused, match=r'at least [\d,]{5,} days;.*--yes'):
         loop.check_patience(config, flops / 1e11 * config.batch_size * config.steps)
     loop.check_patience(uncond.get_config(), 3600)
-
-
-def test_flops_count_the_slots_of_the_condition():
-    for preset, slots, labelled in (('imagenet256_b16', 64, False), ('imagenet256_b16_class', 0, True), ('digits', 256, False)):
-        config = cond.get_config(preset)
-        net = build.network(config)
-        assert speed.training_flops(net, build.condition(config)) == 6 * forward_multiply_adds(net, slots, labelled)
 
 
 def test_matmul_rate_is_a_rate():
@@ -80,11 +72,6 @@ def test_matmul_rate_is_a_rate():
         product(a, a).block_until_ready()
         times.append(speed.time.perf_counter() - began)
     assert 0.2 < rate / (2 * 512**3 / min(times)) < 5
-
-
-@pytest.mark.parametrize('seconds, words', [(0, '0 seconds'), (119, '119 seconds'), (180, '3 minutes'), (7200, '2 hours'), (5 * 86400, '5 days'), (1e12, '31,688 years')])
-def test_times_as_people_say_them(seconds, words):
-    assert speed.words(seconds) == words
 
 
 def test_patience_is_asked_for_before_anything_is_written(env, tmp_path):

@@ -147,7 +147,7 @@ def test_time_left_is_told(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
     seen = []
-    writer = Writer(str(tmp_path), start=10, steps=50, watch=seen.append)
+    writer = Writer(str(tmp_path), start=10, steps=50, follow=seen.append)
     now[0] += 120
     writer.scalars(30, {'loss': 1})
     writer.close()

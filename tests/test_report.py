@@ -55,6 +55,8 @@ def test_results_are_cut_out_of_the_grid_they_were_drawn_in():
     np.testing.assert_array_equal(report.results(metrics.grid(cells, 3), 16, True, 7), cells[:, :, 16:32])
     plain = random.integers(0, 255, (5, 32, 32, 3), np.uint8)
     np.testing.assert_array_equal(report.results(metrics.grid(plain, 2), 32, False, 5), plain)
+    captioned = np.pad(plain, ((0, 0), (0, 14), (0, 0), (0, 0)))
+    np.testing.assert_array_equal(report.results(metrics.grid(captioned, 2), 32, False, 5), plain)
 
 
 def test_copies_are_found_and_others_are_not():
