@@ -16,7 +16,7 @@ YES = flags.DEFINE_bool('yes', False, 'Start even what takes this CPU days.')
 CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path to choose one of its presets.')
 
 
-def main():
+def main() -> None:
     cli.restart_with()
     cli.parse()
     from jit_jax import build, data, loop  # after the restart: JAX reads its environment when it is imported

@@ -1,8 +1,8 @@
 """Pre-training without a condition: the first 256 slots are dead.
 
-    python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
-    python train.py --config=configs/uncond.py:folder --config.data.path=photos
-    python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
+python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
+python train.py --config=configs/uncond.py:folder --config.data.path=photos
+python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
 """
 
 from ml_collections import ConfigDict

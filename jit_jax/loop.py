@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jit_jax import checkpoint, data, metrics, report, speed
 from jit_jax.build import Run
 from jit_jax.preview import Preview
 from jit_jax.sharding import check_batch, to_device
+from jit_jax.state import TrainState
 
 PATIENCE = 86400  # seconds of a CPU that a run may take without --yes
 
@@ -89,7 +90,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         print(report.try_write(workdir, run.record, run.train, run.test))
 
 
-def open_batches(run: Run, start: int):
+def open_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches after step `start`."""
     d = run.config.data
     return data.train_batches(
@@ -108,7 +109,7 @@ def check_patience(config, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(run: Run):
+def enough_memory(run: Run) -> Iterator[None]:
     """Within it, a device that is out of memory, compiling or running, is a MemoryError that says what to change."""
     try:
         yield
@@ -134,7 +135,7 @@ def memory_advice(config, mesh) -> str:
     return f'{device} is out of memory with {config.batch_size // config.accumulate} images at a time; try ' + ', or '.join(parts) + '.'
 
 
-def starting_state(run: Run, workdir: str, checkpoints):
+def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str]:
     """The three ways in, in this order: resume this workdir, start from another run's weights, start fresh."""
     step = checkpoints.newest()
     if step is not None:
@@ -232,7 +233,7 @@ class Stop:
         self.alone = alone
         return self
 
-    def wish(self, kind, frame):
+    def wish(self, kind, frame) -> None:
         self.name = signal.Signals(kind).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ class Writer:
         self.bar = tqdm(total=steps, initial=start, disable=not self.on_terminal, unit='step', dynamic_ncols=True)
         self.opened = (start, time.perf_counter())
 
-    def scalars(self, step: int, values: dict):
+    def scalars(self, step: int, values: dict) -> None:
         """Appends one line for `step`, flushed, so that a checkpoint never knows more than the file."""
         if not self.enabled:
             return
@@ -63,7 +63,7 @@ class Writer:
         if self.follow:
             self.follow(step)
 
-    def images(self, step: int, name: str, grid: np.ndarray, path: str):
+    def images(self, step: int, name: str, grid: np.ndarray, path: str) -> None:
         """Saves a grid (uint8 [h, w, 3]) as a PNG at `path`, whole or not at all, and in TensorBoard."""
         if self.enabled:
             save_png(path, grid)
@@ -73,13 +73,13 @@ class Writer:
 
                 self.wandb.log({name: wandb.Image(grid)}, step=step)
 
-    def say(self, text: str):
+    def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self.enabled:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def close(self):
+    def close(self) -> None:
         if self.enabled:
             self.bar.close()
             self.file.close()
@@ -88,7 +88,7 @@ class Writer:
                 self.wandb.finish()
 
 
-def join_wandb(workdir: str, config: dict):
+def join_wandb(workdir: str, config: dict) -> object:
     """The run's page at Weights & Biases: its id is kept in the folder, so that a resumed run goes on there."""
     import wandb
 
@@ -128,21 +128,21 @@ class Clock:
         return rates
 
     @contextlib.contextmanager
-    def waiting(self):
+    def waiting(self) -> Iterator[None]:
         """Around waiting for data."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         """Around samples and checkpoints: they are not training."""
         began = time.perf_counter()
         yield
         self.paused += time.perf_counter() - began
 
 
-def drop_lines_after(path: str, step: int):
+def drop_lines_after(path: str, step: int) -> None:
     """Rewrites a metrics.jsonl without lines after `step` and without a torn last line; nothing when there is no file."""
     if not os.path.exists(path):
         return
@@ -176,7 +176,7 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     return sheet
 
 
-def save_png(path: str, image: np.ndarray):
+def save_png(path: str, image: np.ndarray) -> None:
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     Image.fromarray(image).save(path + '.tmp', 'PNG')
     os.replace(path + '.tmp', path)

@@ -88,7 +88,11 @@ def main() -> None:
                 return
     loss = jax.value_and_grad(lambda params: batch_loss(params, drawn, dropout_key, model=plain, d=run.diffusion))
     found = first_broken(loss, jax.device_get(state.params))
-    print(f'Step {step}: the first NaN or infinity comes from {found}.' if found else f'Step {step} is finite when repeated: suspect the device.')
+    print(
+        f'Step {step}: the first NaN or infinity comes from {found}.'
+        if found
+        else f'Step {step} is finite when repeated: suspect the device.'
+    )
 
 
 if __name__ == '__main__':

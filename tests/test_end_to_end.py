@@ -163,7 +163,13 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
     """kill -9 at random moments of step, save and pruning; every start goes on from the newest complete step."""
     cwd, _ = finished
     random = np.random.default_rng(0)
-    flags = ['--config.checkpoint.every=1', '--config.checkpoint.keep_last=1', '--config.log_every=1', '--config.steps=100', '--config.sample.every=1000']
+    flags = [
+        '--config.checkpoint.every=1',
+        '--config.checkpoint.keep_last=1',
+        '--config.log_every=1',
+        '--config.steps=100',
+        '--config.sample.every=1000',
+    ]
     newest, kills = 0, 0
     while kills < 20:
         process = start(tmp_path, env, *flags)

@@ -32,7 +32,12 @@ def test_out_of_memory_says_what_to_change():
 
 def test_advice_is_what_the_run_accepts():
     """Every flag that is named passes the checks of a start, and there is none that changes nothing."""
-    for batch, accumulate, remat, mesh in ((8, 1, 'none', (8, 1, 1)), (24, 2, 'dots', (2, 1, 1)), (6, 1, 'full', (2, 1, 1)), (1, 1, 'full', (1, 1, 1))):
+    for batch, accumulate, remat, mesh in (
+        (8, 1, 'none', (8, 1, 1)),
+        (24, 2, 'dots', (2, 1, 1)),
+        (6, 1, 'full', (2, 1, 1)),
+        (1, 1, 'full', (1, 1, 1)),
+    ):
         config = uncond.get_config()
         config.batch_size, config.accumulate, config.compute.remat = batch, accumulate, remat
         one = a_run(config, mesh)
@@ -108,7 +113,11 @@ def test_a_loss_that_is_no_number_stops_saves_a_bundle_and_can_be_replayed(env, 
     folder = tmp_path / 'runs/uncond'
     (path,) = folder.glob('nan-*.npz')
     step = int(path.stem.split('-')[1])
-    assert f'At step {step} the loss is' in said and f'python -m jit_jax.replay --bundle=runs/uncond/{path.name}' in said and 'Traceback' not in said
+    assert (
+        f'At step {step} the loss is' in said
+        and f'python -m jit_jax.replay --bundle=runs/uncond/{path.name}' in said
+        and 'Traceback' not in said
+    )
     bundle = np.load(path)
     assert (bundle['step'], bundle['seed'], bundle['checkpoint']) == (step, 0, step - 1) and bundle['batch/image'].shape == (8, 32, 32, 3)
     assert max(int(p.name) for p in (folder / 'checkpoints').iterdir()) == step - 1  # what is saved is from before

@@ -4,7 +4,6 @@ import json
 import os
 
 import nbformat
-import pytest
 from commands import ROOT
 from nbclient import NotebookClient
 
@@ -12,7 +11,12 @@ PATH = os.path.join(ROOT, 'notebooks', 'jit_jax.ipynb')
 
 
 def outputs(notebook, kind):
-    return [output for cell in notebook.cells for output in cell.get('outputs', []) if kind in output.get('data', {}) or output.get('name') == kind]
+    return [
+        output
+        for cell in notebook.cells
+        for output in cell.get('outputs', [])
+        if kind in output.get('data', {}) or output.get('name') == kind
+    ]
 
 
 def test_every_cell_works(env, tmp_path, monkeypatch):
@@ -34,6 +38,13 @@ def test_committed_outputs_are_real_and_small():
     notebook = nbformat.read(PATH, as_version=4)
     assert os.path.getsize(PATH) < 400_000
     assert [cell.execution_count for cell in notebook.cells if cell.cell_type == 'code'] == list(range(1, 10))
-    assert len(outputs(notebook, 'image/png')) >= 7 and not [o for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'error']
+    assert len(outputs(notebook, 'image/png')) >= 7 and not [
+        o for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'error'
+    ]
     text = ''.join(output['text'] for output in outputs(notebook, 'stdout'))
-    assert 'step 2200 of 2200' in text and 'step 500 of 500' in text and '/work' not in json.dumps(notebook) and '/tmp' not in json.dumps(notebook)
+    assert (
+        'step 2200 of 2200' in text
+        and 'step 500 of 500' in text
+        and '/work' not in json.dumps(notebook)
+        and '/tmp' not in json.dumps(notebook)
+    )

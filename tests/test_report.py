@@ -25,7 +25,9 @@ def write_lines(path, lines):
 
 def test_families_put_what_ends_in_a_number_on_one_chart(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    write_lines(path, [{'step': s, 'loss': 2.0 / s, 'v_loss_t0.2': 1.0, 'v_loss_t0.5': 0.5 * s, 'broken': 0, 'odd': float('nan')} for s in (1, 2)])
+    write_lines(
+        path, [{'step': s, 'loss': 2.0 / s, 'v_loss_t0.2': 1.0, 'v_loss_t0.5': 0.5 * s, 'broken': 0, 'odd': float('nan')} for s in (1, 2)]
+    )
     found = report.families(path)
     assert list(found) == ['loss', 'v_loss']
     assert found['loss'] == {'': [(1, 2.0), (2, 1.0)]} and found['v_loss'] == {'t0.2': [(1, 1.0), (2, 1.0)], 't0.5': [(1, 0.5), (2, 1.0)]}
