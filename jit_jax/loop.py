@@ -32,7 +32,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
     """
     config = run.config
     ideal = run.flops / speed.matmul_rate(run.model.dtype)  # seconds an image
-    if jax.default_backend() == 'cpu' and not yes:
+    if jax.default_backend() == 'cpu' and jax.process_count() == 1 and not yes:
         check_patience(config, ideal * config.batch_size * config.steps)
     with checkpoint.lock(workdir), Stop() as stop, enough_memory(run):
         keep = config.checkpoint
@@ -79,15 +79,19 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         batches.close()
         saved = checkpoints.wait()
         checkpoints.close()
-        if saved != step:
-            writer.say(f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.')
-        elif step < config.steps:
-            writer.say(f'Stopped by {stop.name} after step {step}: saved. The same command goes on from here.')
-        else:
-            writer.say(f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}')
+        writer.say(outcome(step, saved, config.steps, stop.name, workdir))
         writer.close()
     if jax.process_index() == 0:
         print(report.try_write(workdir, run.record, run.train, run.test))
+
+
+def outcome(step: int, saved: int | None, steps: int, stopped_by: str, workdir: str) -> str:
+    """How a run ended and what to do next."""
+    if saved != step:
+        return f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.'
+    if step < steps:
+        return f'Stopped by {stopped_by} after step {step}: saved. The same command goes on from here.'
+    return f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}'
 
 
 def open_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
