@@ -12,10 +12,11 @@ from absl import flags
 from jit_jax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The run folder; runs/<config name> by default.')
+YES = flags.DEFINE_bool('yes', False, 'Start even what takes this CPU days.')
 CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path to choose one of its presets.')
 
 
-def main():
+def main() -> None:
     cli.restart_with()
     cli.parse()
     from jit_jax import build, data, loop  # after the restart: JAX reads its environment when it is imported
@@ -25,8 +26,8 @@ def main():
         cli.use_cpu_cores(CONFIG.value.batch_size)
         cli.join_processes()
         run = build.run(CONFIG.value)
-    with cli.one_sentence(loop.Refused, data.DataError, FloatingPointError, OSError):
-        loop.train(run, workdir)
+    with cli.one_sentence(loop.Refused, data.DataError, FloatingPointError, MemoryError, OSError):
+        loop.train(run, workdir, yes=YES.value)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """Pre-training without a condition: the first 256 slots are dead.
 
-    python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
-    python train.py --config=configs/uncond.py:folder --config.data.path=photos
-    python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
+python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
+python train.py --config=configs/uncond.py:folder --config.data.path=photos
+python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.batch_size = 1024  # global
     batch = config.get_ref('batch_size')
     epoch = IMAGENET_TRAIN // batch  # the last, smaller batch is dropped
-    config.steps = 600 * epoch
+    config.steps = 600 * epoch  # optimiser steps; epochs follow the batch size until you set it
     config.accumulate = 1  # parts of a batch, one after the other: memory for time
     config.log_every = 100  # steps between lines of metrics
     config.init_from = ''  # a run folder, step or export to take weights from
@@ -35,8 +35,8 @@ def imagenet(preset: str) -> ConfigDict:
 
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
     config.model.variant = variant  # a size: digits, S, B, L, H, G, or one spelled out
-    config.model.image_size = image_size
-    config.model.channels = 3
+    config.model.image_size = image_size  # side of the target in pixels, a multiple of 16
+    config.model.channels = 3  # 3 for RGB, 1 for grayscale
     config.model.num_classes = 1000  # rows of the label table; used where condition.kind is class
     config.model.tables = 'sincos'  # start of the position tables: sincos or zero
     config.model.freeze_tables = True  # the target's tables stay, as published
@@ -49,57 +49,60 @@ def imagenet(preset: str) -> ConfigDict:
     config.compute.attention = 'auto'  # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
     config.compute.remat = 'none'  # none, dots or full: trade compute for memory
 
-    config.data = ConfigDict()
+    config.data = ConfigDict()  # where images come from
     config.data.kind = 'tfds'  # digits, tfds, folder, pairs
     config.data.path = ''  # TFDS: data_dir; folders: the folder
     config.data.name = 'imagenet2012'  # TFDS only
     config.data.train = 'train'  # split
-    config.data.test = 'validation'
+    config.data.test = 'validation'  # split that is held out
     config.data.flip = True  # random horizontal flip
     config.data.max_broken = 0.01  # share of images that may turn out broken before a run stops
     config.data.threads = 8  # batches made at a time, each by one thread
     config.data.prefetch = 8  # batches kept ready
 
-    config.condition = ConfigDict()
+    config.condition = ConfigDict()  # what the model is told, in the first 256 slots
     config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
     config.condition.drop = 0.1  # probability of a row to lose its condition: trains the null branch
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
 
-    config.diffusion = ConfigDict()
-    config.diffusion.noise_scale = image_size / 256
+    config.diffusion = ConfigDict()  # the noise that training sees
+    config.diffusion.noise_scale = image_size / 256  # standard deviation at t = 0
     config.diffusion.t_mean = -0.8  # of logit t
-    config.diffusion.t_std = 0.8
+    config.diffusion.t_std = 0.8  # of logit t
     config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
 
-    config.optimizer = ConfigDict()
+    config.optimizer = ConfigDict()  # AdamW, or Muon and Adam
     config.optimizer.base_lr = 5e-5  # at batch 256; scales with the batch
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9  # decay of the first moment
+    config.optimizer.b2 = 0.95  # decay of the second moment
+    config.optimizer.weight_decay = 0.0  # of kernels alone
     config.optimizer.mu_dtype = 'float32'  # of the first moment: bfloat16 saves 2 bytes a parameter
     config.optimizer.muon_rms = 0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
     config.optimizer.warmup = 5 * epoch  # steps
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
-    config.ema = ConfigDict()
+    config.ema = ConfigDict()  # averages of the weights, of which samples are drawn
     config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
     config.ema.memory = 'device'  # or host: saves 8 bytes a parameter, and costs their way there and back each step
     config.ema.warmup = False  # start with a low decay: for short runs
 
-    config.checkpoint = ConfigDict()
+    config.checkpoint = ConfigDict()  # see docs/checkpoints.md
     config.checkpoint.every = 2500  # steps
-    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_last = 2  # how many of the newest stay, at least 1
     config.checkpoint.keep_every = 125_000  # steps; 0: only the last ones
     config.checkpoint.keep_best = False  # and the one with the lowest loss
 
-    config.sample = ConfigDict()
+    config.sample = ConfigDict()  # the grids of a run, and the defaults of `jit_jax.sample`
     config.sample.every = 10_000  # steps between grids
     config.sample.num = 64  # images in a grid
     config.sample.sampler = 'heun'  # heun (two passes a step), multistep or euler (one)
-    config.sample.steps = 50
+    config.sample.steps = 50  # of the sampler
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
+
+    config.wandb = ConfigDict()  # Weights & Biases
+    config.wandb.project = ''  # where the run is shown as well; '': nowhere
     return config
 
 

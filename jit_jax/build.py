@@ -1,6 +1,7 @@
 """From a config to objects: the only place that reads one. Everything a user can get wrong is found here."""
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def check(config: ConfigDict):
         raise ValueError(f'config.condition.hole is (smallest, largest) side in patches, 1 to {sequence.GRID}; got {(low, high)}.')
     if config.init_from and not epath.Path(config.init_from).exists():
         raise ValueError(f'config.init_from: there is no {config.init_from}; name a run folder, a step or an export.')
+    if config.wandb.project and importlib.util.find_spec('wandb') is None:
+        raise ValueError('config.wandb.project needs Weights & Biases: pip install wandb, or leave it empty.')
     _check_condition(config)
 
 

@@ -21,6 +21,7 @@ import re
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
@@ -35,6 +36,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jit_jax import manifest as manifests
 from jit_jax.manifest import MANIFEST, UNSIGNED, Damaged, sign
 from jit_jax.model import size
+from jit_jax.state import TrainState
 
 PARTIAL = '.partial'
 
@@ -87,7 +89,7 @@ class Checkpoints:
                 self._set_aside(step, problem)
         return -2 if any((path / MANIFEST).exists() for path in self._root.glob('damaged-*')) else -1
 
-    def save(self, state, *, data: dict, config: dict, metrics: dict | None = None):
+    def save(self, state, *, data: dict, config: dict, metrics: dict | None = None) -> None:
         """Starts to save `state` as step `state.step`; returns when it is copied off the device.
 
         A step that is already complete is left alone. A save that fails, now or in the background, is one line in the
@@ -112,7 +114,7 @@ class Checkpoints:
         self._saving = threading.Thread(target=self._finish, args=(checkpointer, manifest), name=f'save-{step}')
         self._saving.start()
 
-    def restore(self, step: int, like):
+    def restore(self, step: int, like) -> TrainState:
         """The state of a step that `newest` returned, on the shardings of `like`, which may be of any mesh.
 
         like: a TrainState of ShapeDtypeStructs with shardings. Raises ValueError, in one sentence, when a name, a shape
@@ -135,7 +137,7 @@ class Checkpoints:
             self._saving.join()
         return self._newest
 
-    def close(self):
+    def close(self) -> None:
         """Waits, and lets Orbax log again."""
         self.wait()
         logging.get_absl_logger().removeFilter(_worth_reading)
@@ -298,7 +300,7 @@ def _read_safetensors(path: epath.Path, which: str | None) -> tuple[dict, dict, 
     return json.loads(about['config']), unflatten_dict(load(content), sep='/'), int(about['step'])
 
 
-def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: int = 0):
+def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: int = 0) -> None:
     """Writes a run folder with weights and no optimiser, whole or not at all. `params` may be None.
 
     Raises FileExistsError when something is in the way.
@@ -319,7 +321,7 @@ def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: i
 
 
 @contextlib.contextmanager
-def lock(workdir):
+def lock(workdir) -> Iterator[None]:
     """Holds `workdir` for this run; makes the folder. The system lets go when the process dies, however it dies.
 
     Raises BlockingIOError when another run holds it, and other OSErrors when it cannot be written.

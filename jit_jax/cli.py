@@ -13,7 +13,7 @@ from ml_collections import config_flags
 ENVIRONMENT = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 
-def restart_with(environment: dict[str, str] = ENVIRONMENT):
+def restart_with(environment: dict[str, str] = ENVIRONMENT) -> None:
     """Replaces this process by itself with the missing variables set. Does nothing when none is missing."""
     missing = {name: value for name, value in environment.items() if name not in os.environ}
     if missing and sys.platform == 'linux':
@@ -21,7 +21,7 @@ def restart_with(environment: dict[str, str] = ENVIRONMENT):
         os.execv(sys.executable, sys.orig_argv)
 
 
-def use_cpu_cores(batch_size: int):
+def use_cpu_cores(batch_size: int) -> None:
     """Where JAX runs on a CPU, makes each core a device, as many as divide the batch.
 
     A small product split over two cores waits for both; a batch split over them does not: 0.7 of the time for the
@@ -43,7 +43,7 @@ PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes ther
 PROCESS = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0, with --coordinator.')
 
 
-def join_processes():
+def join_processes() -> None:
     """Joins the processes of a TPU pod, Slurm or Kubernetes job, or those that flags name; alone anywhere else."""
     import jax
 
@@ -78,7 +78,7 @@ class one_sentence:
         sys.exit(1)
 
 
-def parse(argv: list[str] | None = None):
+def parse(argv: list[str] | None = None) -> None:
     """Parses the flags that modules have defined. Unknown flags, stray words and unknown config keys end in one sentence."""
     with one_sentence():
         argv = sys.argv if argv is None else argv
@@ -98,7 +98,7 @@ def parse(argv: list[str] | None = None):
     logging.use_absl_handler()
 
 
-def define_config(name: str, help: str):
+def define_config(name: str, help: str) -> flags.FlagHolder:
     """A flag --config=path.py[:preset], and --config.key=value for everything in it."""
     return config_flags.DEFINE_config_file(name, None, help, lock_config=True)
 

@@ -166,7 +166,7 @@ def null(told: Told, null_class: int) -> Told:
     return nulls | {'label': jnp.full_like(told['label'], null_class)} if nulls else {}
 
 
-def picture(told: Told, image_size: int):
+def picture(told: Told, image_size: int) -> jax.Array | None:
     """The condition images as a person looks at them: [B, H, H, C] float32, enlarged, dead patches grey; or None."""
     if 'cond' not in told:
         return None
@@ -179,7 +179,7 @@ def picture(told: Told, image_size: int):
     return cond[jnp.arange(len(cond))[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
-def from_uint8(images):
+def from_uint8(images) -> jax.Array:
     """uint8 → float32 in [−1, 1]."""
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 

@@ -1,7 +1,7 @@
 """Official PyTorch weights ↔ this parameter tree, bit for bit, and the command that converts files.
 
-    python -m jit_jax.convert checkpoint-last.pth runs/official     official weights → a run folder
-    python -m jit_jax.convert runs/official back.pth                a run folder → official weights
+python -m jit_jax.convert checkpoint-last.pth runs/official     official weights → a run folder
+python -m jit_jax.convert runs/official back.pth                a run folder → official weights
 """
 
 import argparse
@@ -139,7 +139,7 @@ def load_official(path) -> dict[str, dict[str, np.ndarray]]:
         raise ValueError(f'{path} is damaged, or holds something else than the official weights.') from error
 
 
-def save_official(path, architecture: dict, params: dict, ema: dict):
+def save_official(path, architecture: dict, params: dict, ema: dict) -> None:
     """Writes an official `.pth`: `model`, and `model_ema1`, `model_ema2` from the trees 'ema1', 'ema2' of `ema`."""
     torch = _extra('torch')
     tensors = lambda tree: {name: torch.from_numpy(array) for name, array in to_official(architecture, tree).items()}
@@ -149,7 +149,7 @@ def save_official(path, architecture: dict, params: dict, ema: dict):
     part.rename(path)
 
 
-def relayout(x, axes: str, to: str, letters: dict[str, int]):
+def relayout(x, axes: str, to: str, letters: dict[str, int]) -> np.ndarray:
     """Takes an array from one notation of TABLE to another: relayout(w, '2f d', 'd 2 f', sizes of the letters)."""
     split = [letter for letter in axes if letter not in ' 1']
     order = [split.index(letter) for letter in to if letter not in ' 1']
@@ -218,7 +218,7 @@ def _run_config(architecture: dict, decays: list[float]) -> dict:
     }
 
 
-def main(argv: list[str] | None = None):
+def main(argv: list[str] | None = None) -> None:
     from jit_jax import checkpoint, cli  # only the command needs run folders; the functions above stay below that layer
 
     parser = argparse.ArgumentParser(prog='python -m jit_jax.convert', description='Official weights to a run folder, or back.')

@@ -33,7 +33,7 @@ def export(workdir: str, ema: str, out: str) -> str:
     return f'Wrote {ema} of {workdir} at step {step}, {count / 1e6:.1f} M parameters, to {out}.'
 
 
-def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: int):
+def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: int) -> None:
     """One file: arrays by path ('blocks/qkv/kernel'), and what they are in its metadata, with a hash of it all."""
     try:
         from safetensors.numpy import save
@@ -48,7 +48,7 @@ def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: in
     partial.replace(path)
 
 
-def main():
+def main() -> None:
     flags.DEFINE_string('workdir', None, 'Folder of the run to export.')
     flags.DEFINE_string('ema', 'ema1', 'Which of its weights: params, ema1 or ema2.')
     flags.DEFINE_string('out', None, 'A .safetensors file or a folder.')

@@ -1,28 +1,40 @@
 """A training run from top to bottom."""
 
+import contextlib
 import json
+import math
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jit_jax import checkpoint, data, metrics
+from jit_jax import checkpoint, data, metrics, report, speed
 from jit_jax.build import Run
 from jit_jax.preview import Preview
-from jit_jax.sharding import to_device
+from jit_jax.sharding import check_batch, to_device
+from jit_jax.state import TrainState
+
+PATIENCE = 86400  # seconds of a CPU that a run may take without --yes
 
 
 class Refused(ValueError):
     """A run that cannot start as asked; the message is one sentence with the fix, and nothing has been touched."""
 
 
-def train(run: Run, workdir: str):
-    """Trains until config.steps, or until Ctrl-C or SIGTERM, which save and stop. Starts where `workdir` left off."""
+def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None = None) -> None:
+    """Trains until config.steps, or until Ctrl-C or SIGTERM, which save and stop. Starts where `workdir` left off.
+
+    yes: start even what would take a CPU days. follow(step) is called after each line of metrics.
+    """
     config = run.config
-    with checkpoint.lock(workdir), Stop() as stop:
+    ideal = run.flops / speed.matmul_rate(run.model.dtype)  # seconds an image
+    if jax.default_backend() == 'cpu' and jax.process_count() == 1 and not yes:
+        check_patience(config, ideal * config.batch_size * config.steps)
+    with checkpoint.lock(workdir), Stop() as stop, enough_memory(run):
         keep = config.checkpoint
         best = ('loss', 'min') if keep.keep_best else None
         checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
@@ -35,48 +47,99 @@ def train(run: Run, workdir: str):
             print(f'{workdir} is done: step {start} of {config.steps}. To go on, raise --config.steps.')
             return
         write_config(run, workdir)
-        writer = metrics.Writer(workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0)
+        writer = metrics.Writer(
+            workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, follow=follow
+        )
         writer.say(how)
         writer.say(summary(run, state))
         preview = Preview(run, workdir)
         key = jax.random.key(config.seed)
-        batches = data.train_batches(
-            run.train, batch_size=config.batch_size, seed=config.seed, start_step=start, flip=config.data.flip,
-            threads=config.data.threads, prefetch=config.data.prefetch,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
+        batches = open_batches(run, start)
         batch = to_device(next(batches), run.mesh)
-        in_flight = []  # (step, metrics) of steps whose numbers nobody has read yet
+        in_flight = []  # (step, metrics, batch) of steps whose numbers nobody has read yet
         for step in range(start + 1, config.steps + 1):
             state, numbers = run.step(state, batch, key)
-            in_flight.append((step, numbers))
+            in_flight.append((step, numbers, batch))
             if step < config.steps:
                 with writer.clock.waiting():
                     rows = next(batches)
                 batch = to_device(rows, run.mesh)  # travels while the step runs
             last = step == config.steps or stop.after(step)
-            while len(in_flight) > (0 if last else 1):  # read a step late: the device is never waited for empty
-                report(*in_flight.pop(0), run, writer, workdir)
+            due = step % config.checkpoint.every == 0 or last  # a checkpoint never holds a NaN nor outruns its metrics
+            while len(in_flight) > (0 if due else 1):  # read a step late: the device is never waited for empty
+                tell(*in_flight.pop(0), run, writer, workdir, checkpoints)
             if step % config.sample.every == 0 or step == config.steps:
                 with writer.clock.pause():
                     preview.draw(state, step, writer)
-            if step % config.checkpoint.every == 0 or last:
-                save(checkpoints, state, in_flight, run, writer, workdir)
+            if due:
+                with writer.clock.pause():
+                    save(checkpoints, state, config, run.record)
             if last:
                 break
         batches.close()
         saved = checkpoints.wait()
         checkpoints.close()
-        if saved != step:
-            writer.say(f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.')
-        elif step < config.steps:
-            writer.say(f'Stopped by {stop.name} after step {step}: saved. The same command goes on from here.')
-        else:
-            writer.say(f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}')
+        writer.say(outcome(step, saved, config.steps, stop.name, workdir))
         writer.close()
+    if jax.process_index() == 0:
+        print(report.try_write(workdir, run.record, run.train, run.test))
 
 
-def starting_state(run: Run, workdir: str, checkpoints):
+def outcome(step: int, saved: int | None, steps: int, stopped_by: str, workdir: str) -> str:
+    """How a run ended and what to do next."""
+    if saved != step:
+        return f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.'
+    if step < steps:
+        return f'Stopped by {stopped_by} after step {step}: saved. The same command goes on from here.'
+    return f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}'
+
+
+def open_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the global batches after step `start`."""
+    d = run.config.data
+    return data.train_batches(
+        run.train, batch_size=run.config.batch_size, seed=run.config.seed, start_step=start, flip=d.flip, threads=d.threads,
+        prefetch=d.prefetch, process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+
+
+def check_patience(config, seconds: float) -> None:
+    """Raises Refused for a run that would take this CPU longer than anyone waits."""
+    if seconds > PATIENCE:
+        raise Refused(
+            f'On this CPU, {config.steps} steps of JiT-{config.model.variant} at batch {config.batch_size} take at least {seconds / 86400:,.0f} days; '
+            'run it on an accelerator, lower --config.steps, learn the digits (--config=configs/uncond.py), or start it all the same with --yes.'
+        )
+
+
+@contextlib.contextmanager
+def enough_memory(run: Run) -> Iterator[None]:
+    """Within it, a device that is out of memory, compiling or running, is a MemoryError that says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        raise MemoryError(memory_advice(run.config, run.mesh)) from error
+
+
+def memory_advice(config, mesh) -> str:
+    """One sentence: what else computes the same training in less memory, and then what does not."""
+    parts = []
+    for accumulate in range(2 * config.accumulate, config.batch_size + 1):
+        with contextlib.suppress(ValueError):
+            check_batch(config.batch_size, mesh, accumulate)
+            parts = [f'--config.accumulate={accumulate} ({config.batch_size // accumulate} images at a time)']
+            break
+    remat = {'none': 'dots', 'dots': 'full'}.get(config.compute.remat)
+    parts += [f'--config.compute.remat={remat} (computes again what it need not keep)'] if remat else []
+    less = config.batch_size // 2
+    parts += [f'--config.batch_size={less} (another training)'] if less else []
+    device = jax.local_devices()[0].device_kind
+    return f'{device} is out of memory with {config.batch_size // config.accumulate} images at a time; try ' + ', or '.join(parts) + '.'
+
+
+def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str]:
     """The three ways in, in this order: resume this workdir, start from another run's weights, start fresh."""
     step = checkpoints.newest()
     if step is not None:
@@ -93,7 +156,7 @@ def starting_state(run: Run, workdir: str, checkpoints):
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
 
 
-def refuse(differences: list[str], why: str):
+def refuse(differences: list[str], why: str) -> None:
     if differences:
         raise ValueError(f'{why}: {"; ".join(differences)}.')
 
@@ -115,7 +178,7 @@ def read(path: str) -> str:
         return file.read()
 
 
-def write_config(run: Run, workdir: str):
+def write_config(run: Run, workdir: str) -> None:
     """config.json, whole or not at all."""
     if jax.process_index() == 0:
         path = os.path.join(workdir, 'config.json')
@@ -135,31 +198,28 @@ def summary(run: Run, state) -> str:
     )
 
 
-def report(step: int, numbers: dict, run: Run, writer, workdir: str):
-    """Waits for a step to end; on a step that is due, writes its line of metrics."""
+def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkpoints) -> None:
+    """Waits for a step to end; on a step that is due, writes its line of metrics. Raises FloatingPointError, with a bundle."""
     config = run.config
-    if step % config.log_every and step != config.steps:
-        jax.block_until_ready(numbers)
-        return
     numbers = {name: float(value) for name, value in jax.device_get(numbers).items()}
-    if not np.isfinite(numbers['loss']):
+    if not all(map(math.isfinite, numbers.values())):
+        good, path = checkpoints.wait() or 0, os.path.join(workdir, f'nan-{step}.npz')
+        rows = {f'batch/{name}': multihost_utils.process_allgather(v, tiled=True) for name, v in batch.items()}
+        if jax.process_index() == 0:
+            np.savez(path, step=step, seed=config.seed, checkpoint=good, **rows)
         raise FloatingPointError(
-            f'The loss is {numbers["loss"]} at step {step}. Checkpoints in {workdir} are from before; lower config.optimizer.base_lr and start again.'
+            f'At step {step} the loss is {numbers["loss"]:.4g} and its gradient {numbers["grad_norm"]:.4g}; {workdir} is good up to step {good}. '
+            f'To see where it comes from: python -m jit_jax.replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'
         )
-    numbers['broken_images'] = len(run.train.broken)
-    writer.scalars(step, numbers | writer.clock.lap(step, config.batch_size))
+    if step % config.log_every == 0 or step == config.steps:
+        numbers['broken_images'] = len(run.train.broken)
+        writer.scalars(step, numbers | writer.clock.lap(step, config.batch_size))
 
 
-def save(checkpoints, state, in_flight, run: Run, writer, workdir: str):
-    """Saves, after the numbers of the step have been read: a checkpoint never holds a NaN nor outruns its metrics."""
-    while in_flight:
-        report(*in_flight.pop(0), run, writer, workdir)
-    if not np.isfinite(float(state.loss_mean)):
-        raise FloatingPointError(f'The loss is not finite at step {int(state.step)}; nothing was saved.')
-    c = run.config
-    order = {'seed': c.seed, 'batch_size': c.batch_size, 'source': c.data.kind, 'step': int(state.step)}
-    with writer.clock.pause():
-        checkpoints.save(state, data=order, config=run.record, metrics={'loss': float(state.loss_mean)})
+def save(checkpoints, state, config, record: dict) -> None:
+    """Starts to save a step whose numbers have been read."""
+    order = {'seed': config.seed, 'batch_size': config.batch_size, 'source': config.data.kind, 'step': int(state.step)}
+    checkpoints.save(state, data=order, config=record, metrics={'loss': float(state.loss_mean)})
 
 
 class Stop:
@@ -177,7 +237,7 @@ class Stop:
         self.alone = alone
         return self
 
-    def wish(self, kind, frame):
+    def wish(self, kind, frame) -> None:
         self.name = signal.Signals(kind).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -53,7 +53,7 @@ def read(folder: epath.Path) -> dict:
     raise Damaged(f'{MANIFEST} is not what was saved')
 
 
-def seal(folder: epath.Path, manifest: dict):
+def seal(folder: epath.Path, manifest: dict) -> None:
     """Adds to the manifest the size and SHA-256 of every file and writes it: this makes the step complete."""
     files = [epath.Path(parent) / name for parent, _, names in folder.walk() for name in names]
     for file in files:

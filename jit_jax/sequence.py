@@ -30,7 +30,7 @@ def patch_size(image_size: int) -> int:
     return image_size // GRID
 
 
-def patchify(images, p: int):
+def patchify(images, p: int) -> jnp.ndarray:
     """[B, h·p, w·p, C] → [B, h·w, P], rows first; a patch's pixels are in the order (row, column, channel)."""
     B, height, width, C = images.shape
     h, w = height // p, width // p
@@ -38,7 +38,7 @@ def patchify(images, p: int):
     return x.reshape(B, h * w, p * p * C)
 
 
-def unpatchify(patches, p: int, h: int = GRID, w: int = GRID):
+def unpatchify(patches, p: int, h: int = GRID, w: int = GRID) -> jnp.ndarray:
     """[B, h·w, P] → [B, h·p, w·p, C]: the inverse of `patchify`."""
     B, _, P = patches.shape
     x = patches.reshape(B, h, w, p, p, P // (p * p)).transpose(0, 1, 3, 2, 4, 5)
@@ -60,7 +60,7 @@ def condition_grid(cond_shape, p: int) -> tuple[int, int]:
     return h, w
 
 
-def place(h: int, w: int, grid=None):
+def place(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
     """Where an h×w array of patches lies in the picture, in units of target patches: [h·w, 2] of (row, column).
 
     Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at 0…15. With
@@ -71,7 +71,7 @@ def place(h: int, w: int, grid=None):
     return (patches + 0.5) * GRID / grid - 0.5
 
 
-def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0):
+def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0) -> jnp.ndarray:
     """`valid` of the literal sequence: bool [B, 512], from cond_valid [B, n] and label_valid [B].
 
     This is the picture in this module's docstring, from the block where class tokens enter.

@@ -38,7 +38,7 @@ def lines(folder):
 
 
 def timeless(folder):
-    clocks = ('images_per_second', 'data_wait')
+    clocks = ('images_per_second', 'mfu', 'data_wait')
     return [{name: v for name, v in line.items() if name not in clocks} for line in lines(folder)]
 
 

@@ -11,7 +11,14 @@ SIZES = [f'imagenet{size}_{variant}{patch}' for size, patch in ((256, 16), (512,
 UNCOND = ['digits', 'folder', *SIZES]
 COND = ['digits', 'pairs', *SIZES, *(f'{name}_class' for name in SIZES)]
 PRESETS = [(uncond, name) for name in UNCOND] + [(cond, name) for name in COND]
-GUIDANCE = {'imagenet256_b16': 3.0, 'imagenet256_l16': 2.4, 'imagenet256_h16': 2.2, 'imagenet512_b32': 3.0, 'imagenet512_l32': 2.5, 'imagenet512_h32': 2.3}
+GUIDANCE = {
+    'imagenet256_b16': 3.0,
+    'imagenet256_l16': 2.4,
+    'imagenet256_h16': 2.2,
+    'imagenet512_b32': 3.0,
+    'imagenet512_l32': 2.5,
+    'imagenet512_h32': 2.3,
+}
 IMAGES = 1_281_167
 
 
@@ -99,7 +106,9 @@ def test_epochs_follow_the_batch_size():
     assert config.optimizer.warmup == pytest.approx(5 * IMAGES / 256, rel=1e-3)
 
 
-@pytest.mark.parametrize('regime, name', [(uncond, 'digit'), (uncond, 'imagenet256_b16_class'), (cond, 'imagenet256_b32'), (cond, 'x'), (cond, '')])
+@pytest.mark.parametrize(
+    'regime, name', [(uncond, 'digit'), (uncond, 'imagenet256_b16_class'), (cond, 'imagenet256_b32'), (cond, 'x'), (cond, '')]
+)
 def test_an_unknown_preset_is_refused_with_those_there_are(regime, name):
     with pytest.raises(ValueError, match=f'{name!r}.*digits.*imagenet512_g32') as error:
         regime.get_config(name)
@@ -213,6 +222,13 @@ def test_weights_to_start_from_must_be_there(tmp_path):
     config = cond.get_config('digits')
     config.init_from = str(tmp_path / 'nowhere')
     refused(config, 'init_from')
+
+
+def test_weights_and_biases_must_be_installed(monkeypatch):
+    config = uncond.get_config()
+    config.wandb.project = 'digits'
+    monkeypatch.setattr(build.importlib.util, 'find_spec', lambda name: None)
+    refused(config, 'wandb.project')
 
 
 def test_a_near_miss_is_named():

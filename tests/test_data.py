@@ -296,7 +296,9 @@ def test_linked_class_folders(tmp_path):
 
 
 def test_pairs(tmp_path):
-    files = {f'target/{i}.png': i for i in range(4)} | {f'cond/{i}.webp': encode(np.full((20, 30), 100 + i, np.uint8), 'WEBP', lossless=True) for i in range(4)}
+    files = {f'target/{i}.png': i for i in range(4)} | {
+        f'cond/{i}.webp': encode(np.full((20, 30), 100 + i, np.uint8), 'WEBP', lossless=True) for i in range(4)
+    }
     write(tmp_path, files | {'target/deep/a.b.png': 40, 'cond/deep/a.b.bmp': encode(np.full((9, 8), 140, np.uint8), 'BMP')})
     source = open_gray('pairs', tmp_path)
     examples = [source[i] for i in range(4)] + [open_gray('pairs', tmp_path, 'test')[0]]

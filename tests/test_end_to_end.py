@@ -163,7 +163,13 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
     """kill -9 at random moments of step, save and pruning; every start goes on from the newest complete step."""
     cwd, _ = finished
     random = np.random.default_rng(0)
-    flags = ['--config.checkpoint.every=1', '--config.checkpoint.keep_last=1', '--config.log_every=1', '--config.steps=100', '--config.sample.every=1000']
+    flags = [
+        '--config.checkpoint.every=1',
+        '--config.checkpoint.keep_last=1',
+        '--config.log_every=1',
+        '--config.steps=100',
+        '--config.sample.every=1000',
+    ]
     newest, kills = 0, 0
     while kills < 20:
         process = start(tmp_path, env, *flags)
@@ -214,16 +220,28 @@ def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyp
     assert 'config.model.num_classes' in few
 
 
-def test_from_a_folder_of_pairs_to_a_sampled_result(env, tmp_path, glyphs):
+def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path, glyphs):
+    """Somebody with two folders and the README: its commands as they stand there, but for a smaller model and fewer steps."""
     for side in ('target', 'cond'):
         (tmp_path / 'pairs' / side).mkdir(parents=True)
     for i, path in enumerate(sorted(glyphs.rglob('*.png'))[:24]):
         image = Image.open(path).convert('L')
         image.save(tmp_path / 'pairs/target' / f'{i}.png')
         image.resize((20, 20)).save(tmp_path / 'pairs/cond' / f'{i}.jpg')
-    train(tmp_path, env, 'cond:pairs', '--config.data.path=pairs', *FOLDER, '--config.steps=4')
-    run(['-m', 'jit_jax.sample', '--workdir=runs/cond-pairs', '--num=2', '--out=pairs.png'], env, tmp_path)
-    assert Image.open(tmp_path / 'pairs.png').size == (2 + 3 * 32 + 2, 2 + 2 * (32 + 2))
+    image.resize((32, 32)).save(tmp_path / 'new.png')
+    with open(os.path.join(ROOT, 'README.md')) as file:
+        walk = file.read().partition('## From a folder of paired images')[2].split('```')[1]
+    first, *rest = [line.split() for line in walk.strip().splitlines()]
+    assert first[:2] == ['python', 'train.py'] and len(rest) == 2
+    (config,) = (word for word in first if word.startswith('--config='))
+    path = config.replace('--config=', f'--config={ROOT}/')
+    run([os.path.join(ROOT, 'train.py'), path, *(w for w in first[2:] if w != config), *SHORT, *FOLDER, '--config.steps=4'], env, tmp_path)
+    for command in rest:
+        run([*command[1:], '--steps=2'], env, tmp_path)
+    assert Image.open(tmp_path / 'pairs.png').size == (2 + 2 * (3 * 32 + 2), 2 + 8 * (32 + 2))  # 16 of condition | result | truth
+    assert Image.open(tmp_path / 'new-results.png').size == (2 + 2 * 32 + 2, 2 + 4 * (32 + 2))  # 4 of condition | result
+    report = (tmp_path / 'runs/cond-pairs/report/index.html').read_text()
+    assert 'condition | result | truth' in report and 'are closer to a training image' in report and 'alt="slots"' in report
 
 
 def test_one_run_learns_several_conditions(env, tmp_path):

@@ -11,15 +11,16 @@ from conftest import ROOT
 PACKAGE = ROOT / 'jit_jax'
 COMMAND = 99  # may import anything, inside a function or out; nothing imports it
 LAYERS = {
-    'sequence': 0, 'diffusion': 0, 'sharding': 0, 'metrics': 0, 'manifest': 0, 'cli': 0, 'data': 0, 'fid': 0,
+    'sequence': 0, 'diffusion': 0, 'sharding': 0, 'metrics': 0, 'speed': 0, 'manifest': 0, 'cli': 0, 'data': 0, 'fid': 0,
     'attention': 1, 'conditions': 1, 'sampling': 1,
     'model': 2,
     'state': 3, 'convert': 3, 'generate': 3,
     'step': 4, 'checkpoint': 4,
     'build': 5, 'evaluation': 5,
     'preview': 6, 'api': 6,
-    'loop': 7,
-    'sample': COMMAND, 'evaluate': COMMAND, 'export': COMMAND, 'compile': COMMAND, '__init__': COMMAND,
+    'report': 7,
+    'loop': 8,
+    'replay': COMMAND, 'sample': COMMAND, 'evaluate': COMMAND, 'export': COMMAND, 'compile': COMMAND, '__init__': COMMAND,
 }  # fmt: skip
 # Beyond layers: what a room must not know although it lies lower, and libraries that some do without.
 NEVER = {

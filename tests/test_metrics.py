@@ -1,6 +1,8 @@
 import json
 import math
+import re
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ def test_writer_writes_what_people_and_tensorboard_read(tmp_path, capsys):
     lines = [json.loads(text) for text in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert lines == [{'step': 2, 'loss': 1.0, 'rate': 0.25}, {'step': 4, 'loss': 2.0, 'rate': 0.25}]
     assert scalars_shown(tmp_path) == {('loss', 2): [1.0], ('rate', 2): [0.25], ('loss', 4): [2.0], ('rate', 4): [0.25]}
-    assert 'step 2/10 loss 1 rate 0.25\n' in capsys.readouterr().out  # plain lines where there is no terminal
+    assert re.search(r'step 2/10 loss 1 rate 0.25 left \d+\.\d min\n', capsys.readouterr().out)  # plain lines where there is no terminal
 
 
 @pytest.mark.parametrize('checkpoint', [0, 4])
@@ -130,15 +132,71 @@ def test_clock_counts_training_only(monkeypatch):
     def passes(seconds):
         now[0] += seconds
 
-    clock = Clock(10)
+    clock = Clock(10, ideal=0.02)  # seconds an image
     passes(3)
     with clock.waiting():
         passes(1)
     with clock.pause():
         passes(100)
-    assert clock.lap(20, 8) == pytest.approx({'images_per_second': 10 * 8 / 4, 'data_wait': 0.25})
+    assert clock.lap(20, 8) == pytest.approx({'images_per_second': 10 * 8 / 4, 'mfu': 0.4, 'data_wait': 0.25})
     passes(2)
-    assert clock.lap(21, 8) == pytest.approx({'images_per_second': 4, 'data_wait': 0})  # nothing carried over
+    assert clock.lap(21, 8) == pytest.approx({'images_per_second': 4, 'mfu': 0.08, 'data_wait': 0})  # nothing carried over
+
+
+def test_time_left_is_told(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
+    seen = []
+    writer = Writer(str(tmp_path), start=10, steps=50, follow=seen.append)
+    now[0] += 120
+    writer.scalars(30, {'loss': 1})
+    writer.close()
+    assert 'left 2.0 min' in capsys.readouterr().out and seen == [30]
+
+
+CONFIG = {'wandb': {'project': ''}, 'steps': 10, 'mesh': (1, -1, 1), 'data': {'kind': 'digits', 'flip': False}}
+
+
+def test_tensorboard_shows_the_hyperparameters(tmp_path):
+    Writer(str(tmp_path), start=0, steps=10, config=CONFIG).close()
+    found = [value.metadata.plugin_data.content for event in events(tmp_path) for value in event.summary.value if 'hparams' in value.tag]
+    assert any(b'data.kind' in one and b'digits' in one and b'mesh' in one for one in found)
+
+
+WANDB = """
+import json, types
+calls = open('calls.jsonl', 'a')
+say = lambda *call: (calls.write(json.dumps(call) + chr(10)), calls.flush())
+def init(**kwargs):
+    say('init', kwargs)
+    return types.SimpleNamespace(log=lambda values, step: say('log', step, values), finish=lambda: say('finish'))
+Image = lambda array: list(array.shape)
+"""
+
+
+def test_weights_and_biases_resumes_the_same_run(tmp_path, monkeypatch):
+    (tmp_path / 'module').mkdir()
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'module/wandb.py').write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / 'module')
+    monkeypatch.chdir(tmp_path)
+    for start in (0, 2):
+        writer = Writer('run', start=start, steps=10, config=CONFIG | {'wandb': {'project': 'digits'}})
+        writer.scalars(start + 2, {'loss': 0.5})
+        writer.images(start + 2, 'samples', np.zeros((4, 6, 3), np.uint8), 'run/x.png')
+        writer.close()
+    sys.modules.pop('wandb')
+    calls = [json.loads(text) for text in (tmp_path / 'calls.jsonl').read_text().splitlines()]
+    first, again = (kwargs for name, *rest in calls if name == 'init' for kwargs in rest)
+    assert first == again and first['project'] == 'digits' and first['resume'] == 'allow' and first['config']['steps'] == 10
+    assert len(first['id']) == 8 and (tmp_path / 'run/wandb_id').read_text() == first['id'] and first['name'] == 'run'
+    assert [call for call in calls if call[0] == 'log'] == [['log', s, v] for s in (2, 4) for v in ({'loss': 0.5}, {'samples': [4, 6, 3]})]
+    assert [call[0] for call in calls] == ['init', 'log', 'log', 'finish'] * 2
+
+
+def test_without_a_project_nothing_is_imported(tmp_path):
+    Writer(str(tmp_path), start=0, steps=10, config=CONFIG).close()
+    assert 'wandb' not in sys.modules and not (tmp_path / 'wandb_id').exists()
 
 
 # Pictures

@@ -44,7 +44,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {'image': io.BytesIO(_png(image)), 'label': int(label)}
 
 
-def prepare(data_dir):
+def prepare(data_dir) -> Path:
     """Writes the dataset under `data_dir` unless it is there; returns the folder of its version.
 
     Safe to call from several processes at once: each builds in a folder of its own, the first to finish renames it

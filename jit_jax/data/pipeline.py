@@ -4,12 +4,16 @@ Process p of P holds rows p·B/P … (p+1)·B/P − 1 of every global batch of B
 end gives the same batch for any P.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from jit_jax.data.sources import DataError
 
 
-def train_batches(source, *, batch_size, seed, start_step, flip, threads, prefetch, process_index=0, process_count=1):
+def train_batches(
+    source, *, batch_size, seed, start_step, flip, threads, prefetch, process_index=0, process_count=1
+) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over shuffled batches without end, beginning with global batch `start_step`, in O(1).
 
     Every epoch is a fresh permutation of the source, and batches run across the border between two epochs.
@@ -41,7 +45,7 @@ def train_batches(source, *, batch_size, seed, start_step, flip, threads, prefet
     return _read(stream.batch(rows, drop_remainder=True)[process_index::process_count][start_step:], threads, prefetch)
 
 
-def eval_batches(source, *, batch_size, process_index=0, process_count=1, threads=0, prefetch=2):
+def eval_batches(source, *, batch_size, process_index=0, process_count=1, threads=0, prefetch=2) -> Iterator[dict[str, np.ndarray]]:
     """Iterates once over the source, in order, in batches of one size.
 
     Returns:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def decode(encoded):
+def decode(encoded) -> Image.Image:
     """Returns an encoded image as the RGB picture that a viewer shows.
 
     EXIF rotation is applied, the transparent lies on white, 16-bit grayscale is scaled to 8 bits, and of an animation
@@ -33,7 +33,7 @@ def decode(encoded):
         return image.convert('RGB')
 
 
-def center_crop(image, size):
+def center_crop(image, size) -> np.ndarray:
     """Returns the centre size × size square of a PIL image, scaled so that its short side fits (ADM's crop).
 
     Halving by averages first keeps the bicubic filter from skipping pixels. Every published ImageNet number was
@@ -47,7 +47,7 @@ def center_crop(image, size):
     return image.crop((left, top, left + size, top + size))
 
 
-def to_array(encoded, size, channels):
+def to_array(encoded, size, channels) -> np.ndarray:
     """Decodes and crops: bytes or path → uint8 [size, size, channels] with 1 (luma) or 3 channels."""
     image = decode(encoded)
     image = center_crop(image if channels == 3 else image.convert('L'), size)

@@ -26,7 +26,7 @@ class DataError(ValueError):
     """A data set that cannot be used as asked; the message names the fix."""
 
 
-def open_source(kind, *, split, image_size, path=None, name=None, channels=3, max_broken=0.01):
+def open_source(kind, *, split, image_size, path=None, name=None, channels=3, max_broken=0.01) -> 'Source':
     """Opens a source of examples.
 
     Args:
@@ -97,15 +97,13 @@ class Source:
                 return example
         raise DataError(f'None of the {len(self)} images can be read; the first is {self.broken[0]}.')
 
-    def load(self, index):
+    def load(self, index) -> dict[str, np.ndarray] | None:
         """Returns example `index`, or None when it is broken."""
         if index in self._broken:
             return None
         try:
             encoded, label = self._records.read(index)
-            arrays = {
-                key: preprocess.to_array(image, self._image_size, self._channels) for key, image in encoded.items()
-            }
+            arrays = {key: preprocess.to_array(image, self._image_size, self._channels) for key, image in encoded.items()}
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file makes decoders raise almost anything
@@ -114,7 +112,7 @@ class Source:
         return arrays | {'label': np.int32(label)}
 
     @property
-    def broken(self):
+    def broken(self) -> tuple[str, ...]:
         """The names of the broken examples that were found so far."""
         return tuple(self._broken.values())
 

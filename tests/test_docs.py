@@ -1,0 +1,98 @@
+"""What the documents say is so: pages made from code, examples that run, commands whose flags exist."""
+
+import os
+import re
+import shlex
+import sys
+
+import jax
+import numpy as np
+import pytest
+from commands import ROOT
+
+from configs import cond, uncond
+from jit_jax import build, conditions
+
+sys.path.insert(0, os.path.join(ROOT, 'docs'))
+import configuration
+
+PAGES = ['README.md', 'CONTRIBUTING.md', 'docs/recipes.md', 'docs/checkpoints.md', 'docs/configuration.md']
+COMMAND = r'python (?:-m [\w.]+|train\.py)(?: [^`\n#]+)?'
+
+
+def read(page):
+    with open(os.path.join(ROOT, page)) as file:
+        return file.read()
+
+
+def commands(page):
+    return [shlex.split(found.replace('…', '')) for found in re.findall(COMMAND, read(page)) if 'jit_jax' in found or 'train.py' in found]
+
+
+def test_the_configuration_page_is_what_the_configs_say():
+    assert read('docs/configuration.md') == configuration.page(), 'run: python docs/configuration.py'
+
+
+def test_every_key_has_a_comment():
+    rows = configuration.recipe()
+    config = uncond.get_config('imagenet256_b16')
+    keys = {key for key, *_ in rows}
+    want = {f'{name}.{key}' for name in config if hasattr(config[name], 'keys') for key in config[name]} | set(config)
+    assert keys == want and all(comment for _, _, comment in rows), [key for key, _, comment in rows if not comment]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_use_flags_that_exist(page):
+    found = commands(page)
+    assert found or page in ('CONTRIBUTING.md', 'docs/configuration.md')
+    for command in found:
+        flags = [word.removeprefix('--').split('=', 1) for word in command if word.startswith('--')]
+        if command[1] == 'train.py':
+            config = None
+            for name, *value in flags:
+                if name == 'config':
+                    path, _, preset = value[0].partition(':')
+                    config = {'configs/uncond.py': uncond, 'configs/cond.py': cond}[path].get_config(*([preset] if preset else []))
+                elif name.startswith('config.'):
+                    build.lookup(config, name.removeprefix('config.'))  # raises for a key that is not there
+                else:
+                    assert f"'{name}'" in read('train.py') + read('jit_jax/cli.py'), command
+        else:
+            text = read(command[2].replace('.', '/') + '.py')
+            for name, *_ in flags:
+                assert re.search(rf"DEFINE_\w+\(\s*'{name}'", text) or (name.startswith('config.') and page == 'README.md'), command
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r'\w\]\(([^)#\s]+)\)|src="([^"]+)"', re.sub('```.*?```', '', read(page), flags=re.S)):
+            link = ''.join(link)
+            if not link.startswith('http'):
+                assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), f'{page}: {link}'
+
+
+def test_readme_is_short():
+    assert len(read('README.md').splitlines()) <= 150
+
+
+def test_the_condition_of_the_contributing_page_works(tiny, params):
+    """Its two blocks as they stand, then a config that asks for it, alone and mixed, through the model."""
+    space = {}
+    before = dict(conditions.KINDS)
+    try:
+        blocks = re.findall(r'```python\n(.*?)```', read('CONTRIBUTING.md'), re.S)
+        assert len(blocks) == 2 and len(blocks[0].splitlines()) <= 20
+        for block in blocks:
+            exec(block, space)
+        space['test_posters']()
+        config = cond.get_config()
+        x = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3), minval=-1, maxval=1)
+        for kind in ('posters', 'posters|inpaint'):
+            config.condition.kind = kind
+            build.check(config)
+            told = build.condition(config)(x, {}, jax.random.key(1))
+            out = tiny().apply({'params': params}, x, np.full(4, 0.5, np.float32), **told)
+            assert out.shape == x.shape and bool(np.isfinite(out).all())
+    finally:
+        conditions.KINDS.clear()
+        conditions.KINDS.update(before)
