@@ -220,7 +220,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         train_step,
         draw=partial(draw, model=model, d=d, condition=told, drop=config.condition.drop),
         loss=partial(batch_loss, model=model, d=d), accumulate=config.accumulate, optimizer=optimizer, rate=rate,
-        ema=decays, ema_warmup=config.ema.warmup, log_every=config.log_every,
+        average=partial(state.update_ema, decays=decays, warmup=config.ema.warmup, memory=config.ema.memory), log_every=config.log_every,
     )  # fmt: skip
     return Programs(
         config=config, model=model, diffusion=d, settings=settings(config), condition=told, mesh=mesh,

@@ -1,11 +1,14 @@
 """What training carries from step to step: parameters, their averages, the optimiser."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.compute_on import compute_on
 from jax.tree_util import tree_map_with_path
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -68,11 +71,16 @@ def start_state(params, optimizer, ema: tuple[float, ...]) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, averages, optimizer.init(params), jnp.zeros(()))
 
 
-def update_ema(ema: dict, params, step, decays: tuple[float, ...], warmup: bool) -> dict:
+def update_ema(ema: dict, params, step, decays: tuple[float, ...], warmup: bool, memory: str = 'device') -> dict:
     """ema ← ema + (1 − decay)·(params − ema), after every step.
 
-    With `warmup` the decay starts low, (1 + step) / (10 + step), so that short runs forget their first steps.
+    With `warmup` the decay starts low, (1 + step) / (10 + step), so that short runs forget their first steps. With
+    memory 'host', where the averages then are, the host computes them: parameters go there, no average comes here.
     """
+    if memory == 'host':
+        place = lambda x: jax.device_put(x, jax.memory.Space.Host)
+        update = jax.jit(partial(update_ema, decays=decays, warmup=warmup))
+        return compute_on('device_host')(update)(ema, jax.tree.map(place, params), place(step))
     averages = {}
     for i, decay in enumerate(decays, 1):
         if warmup:
@@ -82,15 +90,15 @@ def update_ema(ema: dict, params, step, decays: tuple[float, ...], warmup: bool)
     return averages
 
 
-def apply_gradients(state: TrainState, grads, loss, optimizer, decays, ema_warmup: bool, log_every: int) -> TrainState:
-    """One optimiser step and one step of every average."""
+def apply_gradients(state: TrainState, grads, loss, optimizer, average: Callable, log_every: int) -> TrainState:
+    """One optimiser step and one step of every average: average(ema, params, step) → ema."""
     updates, opt = optimizer.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     since = state.step % log_every  # steps already in the running mean
     return TrainState(
         step=state.step + 1,
         params=params,
-        ema=update_ema(state.ema, params, state.step, decays, ema_warmup),
+        ema=average(state.ema, params, state.step),
         opt=opt,
         loss_mean=jnp.where(since == 0, loss, state.loss_mean + (loss - state.loss_mean) / (since + 1)),
     )

@@ -51,12 +51,11 @@ def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int
 
 
 def train_step(
-    state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, ema, ema_warmup, log_every
+    state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, average, log_every
 ):
     """state, batch, the run's key → (state, metrics). Randomness is `fold_in(key, step)`: the same on any mesh."""
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     value, grads = loss_and_gradients(state.params, draw(batch, draw_key), dropout_key, loss, accumulate)
     metrics = {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
-    state = state.replace(ema=jax.device_put(state.ema, jax.memory.Space.Device))  # where the host keeps the averages
-    state = apply_gradients(state, grads, value, optimizer, ema, ema_warmup, log_every)
+    state = apply_gradients(state, grads, value, optimizer, average, log_every)
     return state, {'loss': state.loss_mean, **metrics}

@@ -15,7 +15,7 @@ from jit_jax import model as model_module
 from jit_jax.attention import choose, live_first, splash, take, xla
 from jit_jax.diffusion import Diffusion
 from jit_jax.model import JiT
-from jit_jax.state import init_state
+from jit_jax.state import init_state, update_ema
 
 S = 128
 D = Diffusion(noise_scale=1.0)
@@ -126,7 +126,7 @@ def test_the_train_step_lowers_with_the_fused_kernel(platform, partial_condition
     run = partial(
         step.train_step, draw=partial(step.draw, model=model, d=D, condition=told if partial_condition else lambda *_: {}, drop=0.1),
         loss=partial(step.batch_loss, model=model, d=D), accumulate=1, optimizer=optimizer,
-        rate=optax.constant_schedule(1e-4), ema=(0.99,), ema_warmup=False, log_every=1,
+        rate=optax.constant_schedule(1e-4), average=partial(update_ema, decays=(0.99,), warmup=False), log_every=1,
     )  # fmt: skip
     with jax.sharding.use_abstract_mesh(pod(platform)):
         key = jax.random.key(0)

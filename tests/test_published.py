@@ -6,6 +6,7 @@ tokens: sizes and settings (.json), weights before training (_weights.npz), inpu
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -145,7 +146,8 @@ def trained(golden, default_gradient):
     """(losses, state) after the golden's AdamW steps, each followed by both averages."""
     adamw, decays = golden.said['adamw'], tuple(golden.said['ema_decay'])
     optimizer = state.optimizer(optax.constant_schedule(adamw['lr']), *adamw['betas'], adamw['weight_decay'], muon_rms=0.0)
-    apply = jax.jit(lambda s, grads, loss: state.apply_gradients(s, grads, loss, optimizer, decays, ema_warmup=False, log_every=1))
+    average = partial(state.update_ema, decays=decays, warmup=False)
+    apply = jax.jit(lambda s, grads, loss: state.apply_gradients(s, grads, loss, optimizer, average, log_every=1))
     s, losses = jax.jit(lambda params: state.start_state(params, optimizer, decays))(golden.params), []
     for step in zip(*(golden.arrays[f'train_{name}'] for name in ('x', 'noise', 't', 'labels'))):
         (loss, _), grads = default_gradient(s.params, *step)

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ def steps(count, decays, warmup=False, log_every=100, losses=None):
     states = [start_state(TREE, sgd, decays)]
     for i in range(count):
         loss = jnp.float32(losses[i] if losses else 0)
-        states.append(apply_gradients(states[-1], GRADIENTS, loss, sgd, decays, warmup, log_every))
+        states.append(apply_gradients(states[-1], GRADIENTS, loss, sgd, partial(update_ema, decays=decays, warmup=warmup), log_every))
     return states
 
 

@@ -33,7 +33,7 @@ def stub_step(at, key=KEY, drop=0.5):
     draw = partial(step.draw, model=model, d=d, condition=conditions.make('class+inpaint', hole=(4, 12), factor=2), drop=drop)
     step.train_step(
         start, rows, key, draw=draw, loss=loss, accumulate=1, optimizer=optax.sgd(0.1), rate=optax.constant_schedule(0.1),
-        ema=(0.9,), ema_warmup=False, log_every=1,
+        average=partial(state.update_ema, decays=(0.9,), warmup=False), log_every=1,
     )  # fmt: skip
     t = np.asarray(seen['t'])[:, None, None, None]
     noise = (np.asarray(seen['z']) - t * seen['x']) / (1 - t)
