@@ -6,9 +6,11 @@ import math
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -39,7 +41,9 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         best = ('loss', 'min') if keep.keep_best else None
         checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
         try:
+            agree('config', zlib.crc32(json.dumps(run.record).encode()))  # before anything that all must compute together
             state, how = starting_state(run, workdir, checkpoints)
+            same = agree('parameters', int(checksum(state.params).addressable_data(0)))
         except (ValueError, OSError) as problem:
             raise Refused(problem) from problem
         start = int(state.step)
@@ -50,7 +54,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         writer = metrics.Writer(
             workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, follow=follow
         )
-        writer.say(how)
+        writer.say(same + how)
         writer.say(summary(run, state))
         preview = Preview(run, workdir)
         key = jax.random.key(config.seed)
@@ -154,6 +158,23 @@ def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str
         refuse(checkpoint.compatible(stored, run.record), f'{path} has another architecture')
         return run.start(params), f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
+
+
+def agree(what: str, number: int) -> str:
+    """Says that all processes hold the same number; raises ValueError where they do not. '' for a single process."""
+    count = jax.process_count()
+    if count == 1:
+        return ''
+    if len(set(multihost_utils.process_allgather(np.uint32(number)).tolist())) > 1:
+        raise ValueError(f'The {count} processes of this run differ in their {what}; start each with the same command and the same code.')
+    return f'{count} processes agree: {what} {number:08x}. '
+
+
+@jax.jit
+def checksum(tree) -> jax.Array:
+    """uint32, of all bits of float32 leaves: a process whose copy of a replicated array differs gets another one."""
+    sums = [jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32) for x in jax.tree.leaves(tree)]
+    return sum((2 * i + 1) * s for i, s in enumerate(sums))
 
 
 def refuse(differences: list[str], why: str) -> None:

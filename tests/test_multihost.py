@@ -1,5 +1,6 @@
 """Two real processes on one machine: the same run as one process, stopped together, resumed by any number."""
 
+import re
 import signal
 import socket
 
@@ -8,12 +9,12 @@ import pytest
 from commands import lines, start, train, weights
 
 
-def start_two(cwd, env, *flags):
+def start_two(cwd, env, *flags, each=('', '')):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{s.getsockname()[1]}'
     processes = ('--num_processes=2', f'--coordinator={address}')
-    return [start(cwd, env, *flags, *processes, f'--process_id={i}') for i in range(2)]
+    return [start(cwd, env, *flags, *filter(None, [each[i]]), *processes, f'--process_id={i}') for i in range(2)]
 
 
 def end(processes):
@@ -32,6 +33,7 @@ def assert_close(a, b):
 def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_path):
     reference, _ = finished
     said = end(start_two(tmp_path, env, '--config.steps=6'))
+    assert re.search('2 processes agree: parameters [0-9a-f]{8}. Starting fresh', said[0])
     assert 'Done: step 6' in said[0] and 'Done' not in said[1]  # the first process alone speaks and writes
     train(tmp_path, env, 'uncond', '--config.steps=9')  # one process
     assert 'Resuming runs/uncond at step 9' in end(start_two(tmp_path, env))[0]
@@ -39,6 +41,12 @@ def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_pat
     assert [line['step'] for line in lines(tmp_path / 'runs/uncond')] == [2, 4, 6, 8, 9, 10, 12]
     for x, y in zip(lines(tmp_path / 'runs/uncond')[:3], lines(reference / 'runs/uncond')[:3]):
         assert x['loss'] == pytest.approx(y['loss'], rel=1e-3)
+
+
+def test_processes_with_different_flags_are_refused(env, tmp_path):
+    said = [p.communicate(timeout=300)[0] for p in start_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))]
+    assert all('error: The 2 processes of this run differ in their config; start each with the same command' in s for s in said), said
+    assert not (tmp_path / 'runs/uncond/config.json').exists()
 
 
 def test_sigterm_stops_both_at_one_step(finished, env, tmp_path):
