@@ -1,0 +1,185 @@
+"""What the benchmarks of the network share: flags, rows that are changes of one config, alternating rounds, one table."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from absl import flags
+
+from jit_jax import cli
+
+CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path; its data is not needed.')
+BATCH = flags.DEFINE_integer('batch', None, 'Images at a time; the config\'s own by default.', lower_bound=1)
+STEPS = flags.DEFINE_integer('steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1)
+ROUNDS = flags.DEFINE_integer('rounds', 7, 'Every round runs each row once.', lower_bound=1)
+ROWS = flags.DEFINE_list('rows', None, 'Which rows, the first being what the others are compared to; a+b makes both changes.')
+VARIANT = flags.DEFINE_string('variant', None, 'A size of the network instead of the config\'s own.')
+DEPTH = flags.DEFINE_integer('depth', None, 'Blocks, instead of all of the size: where a whole one takes too long.', lower_bound=1)
+
+# Changes that mean the same in training and in sampling.
+CHANGES = {
+    'config': {},
+    'scanned': {'compute.scan': True},
+    'unscanned': {'compute.scan': False},
+    'float32': {'compute.dtype': 'float32'},
+    'bfloat16': {'compute.dtype': 'bfloat16'},
+} | {name: {'compute.attention': name} for name in ('xla', 'cudnn', 'splash')}
+
+
+@dataclass
+class Program:
+    """A compiled row."""
+
+    run: Callable  # does the work once, and returns when it is done
+    images: int  # that the work makes, or learns from
+    flops: float  # for one image, by formula
+    dtype: str
+    memory: int  # bytes on one device
+    compiling: float  # seconds
+
+
+def configured():
+    """The config with --batch, --variant and --depth in place, and the size's name. Raises ValueError for what cannot be."""
+    import jax
+
+    from jit_jax.model import size
+
+    jax.config.update('jax_enable_compilation_cache', False)  # or a second run would find compiling quick
+    cli.config_name(CONFIG)
+    config = CONFIG.value
+    config.batch_size = BATCH.value or config.batch_size
+    config.model.variant = variant = VARIANT.value or config.model.variant
+    sizes = size(variant)
+    if DEPTH.value:
+        sizes |= {'depth': DEPTH.value, 'class_start': min(sizes['class_start'], DEPTH.value - 1)}
+        config.model.variant = ','.join(f'{name}={value}' for name, value in sizes.items())
+    return config, variant
+
+
+def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> dict:
+    """Configs by row: of `names`, or of those in `default` whose keys the config has. Raises ValueError for other names."""
+    found = {}
+    has = lambda name: all(key in config[room] for room, key in (k.split('.') for k in changes[name]))
+    for name in names or filter(has, default):
+        found[name] = config.copy_and_resolve_references()
+        for part in name.split('+'):
+            if part not in changes or not has(part):
+                raise ValueError(f'--rows: there is no {part!r}; there are {", ".join(filter(has, changes))}.')
+            found[name].update_from_flattened_dict(changes[part])
+    return found
+
+
+def noise(config) -> dict:
+    """A batch of images of noise, as the data's: 'image' uint8 [B, S, S, C], 'label' int32 [B]."""
+    random, B, m = np.random.default_rng(0), config.batch_size, config.model
+    image = random.integers(0, 256, (B, m.image_size, m.image_size, m.channels), np.uint8)
+    return {'image': image, 'label': random.integers(0, max(m.num_classes, 1), B, np.int32)}
+
+
+def compiled(lowered: Callable):
+    """() → a lowered program; returns it compiled, its bytes on one device, and the seconds that both took."""
+    start = time.perf_counter()
+    program = lowered().compile()
+    seconds, m = time.perf_counter() - start, program.memory_analysis()
+    bytes_ = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    return program, dict(memory=bytes_, compiling=seconds)
+
+
+def built(configs: dict, build: Callable) -> dict[str, Program]:
+    """build(config) → Program, run once to warm up. A row that cannot be here costs one printed line."""
+    import jax
+
+    programs = {}
+    for name, config in configs.items():
+        try:
+            programs[name] = build(config)
+            programs[name].run()
+        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            programs.pop(name, None)
+            print(f'No row {name}: {str(error).strip().splitlines()[0]}')
+    if not programs:
+        raise ValueError('No row could run.')
+    return programs
+
+
+def alternate(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run in each round. Rounds alternate, so that whatever else the machine does hits all alike."""
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values) -> str:
+    """Median and quartiles, as '3.05 (3.01–3.12)'."""
+    low, middle, high = statistics.quantiles(values, method='inclusive') if len(values) > 1 else values * 3
+    return f'{number(middle)} ({number(low)}–{number(high)})'
+
+
+def number(value: float) -> str:
+    """Three digits or more, without an exponent."""
+    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def ceiling(dtype: str) -> float:
+    """FLOP/s of products of square matrices in `dtype` on all devices at once: the best of sizes, sums and tries."""
+    import jax
+    import jax.numpy as jnp
+
+    from jit_jax import sharding
+
+    mesh = sharding.make_mesh((-1, 1, 1))
+    sizes, loops = ((1024, 2048), 2) if jax.default_backend() == 'cpu' else ((4096, 8192, 16384), 16)
+
+    def matrix(rows, n, place):  # random, because a chip draws less power, and runs faster, on numbers that are all alike
+        return jax.jit(lambda: (jax.random.normal(jax.random.key(0), (rows, n)) / n**0.5).astype(dtype), out_shardings=place)()
+
+    def chain(x, w, sums):
+        return jax.lax.fori_loop(0, loops, lambda i, x: jnp.dot(x, w, preferred_element_type=sums).astype(dtype), x)
+
+    best = 0.0
+    for n, sums in itertools.product(sizes, {dtype, 'float32'}):
+        x, w = matrix(mesh.size * n, n, sharding.batch_sharding(mesh)), matrix(n, n, sharding.replicated(mesh))
+        run = jax.jit(chain, static_argnums=2).lower(x, w, sums).compile()
+        run(x, w).block_until_ready()
+        (seconds,) = alternate({'': lambda run=run, x=x, w=w: run(x, w).block_until_ready()}, 3).values()
+        best = max(best, loops * 2 * mesh.size * n**3 / min(seconds))
+    return best
+
+
+def report(programs: dict[str, Program], rounds: int):
+    """Measures and prints: one Markdown table, and what it was measured against."""
+    import jax
+
+    ceilings = {program.dtype: ceiling(program.dtype) for program in programs.values()}
+    seconds = alternate({name: program.run for name, program in programs.items()}, rounds)
+    ceilings = {dtype: max(before, ceiling(dtype)) for dtype, before in ceilings.items()}  # the machine may be calmer by now
+    speeds = {name: [program.images / s for s in seconds[name]] for name, program in programs.items()}
+    first = next(iter(speeds))
+    print(f'\n| row | images/s | × {first} | TFLOP/s | of ceiling | GiB | compile s |\n|---|---|---|---|---|---|---|')
+    for name, p in programs.items():
+        flops = p.flops * statistics.median(speeds[name])
+        ratio = [a / b for a, b in zip(speeds[name], speeds[first], strict=True)]
+        cells = [name, spread(speeds[name]), spread(ratio), number(flops / 1e12), f'{flops / ceilings[p.dtype]:.1%}']
+        print(f'| {" | ".join([*cells, number(p.memory / 2**30), number(p.compiling)])} |')
+    print(f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix products of the program, by formula.')
+    for dtype, best in ceilings.items():
+        print(f'Ceiling, the best product of square matrices in {dtype} before or after: {number(best / 1e12)} TFLOP/s.')
+    peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    if peak:
+        print(f'The device itself saw a peak of {number(peak / 2**30)} GiB over all rows.')
+
+
+def title(config, variant: str, what: str) -> str:
+    """The first line; `variant` is the name of the size, which --depth has taken apart."""
+    import jax
+
+    shortened, m = f', only {DEPTH.value} of its blocks,' if DEPTH.value else '', config.model
+    device = f'{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()}), jax {jax.__version__}'
+    return f'JiT-{variant}{shortened} at {m.image_size}×{m.image_size}, {what}, on {device}'

@@ -1,0 +1,112 @@
+"""Speed of sampling with guidance, from untrained weights, and how close it is to the device's limit.
+
+    python -m benchmarks.sample --config=configs/cond.py                   # the digits, filling in a hole
+    python -m benchmarks.sample --config=configs/cond.py:imagenet256_b16_class --batch=4 --rounds=3
+
+A config without a condition is sampled with 64 live slots. Guidance is on in the config's interval; its strength does
+not matter to the time, unless it is 1.
+"""
+
+from benchmarks import measure
+from jit_jax import cli
+
+CHANGES = measure.CHANGES | {
+    'unguided': {'sample.guidance': 1.0},
+    'keep': {'compute.dead_slots': 'keep'},
+    'skip': {'compute.dead_slots': 'skip'},
+    '64': {'condition.kind': 'super_resolution', 'condition.factor': 2},
+    'full': {'condition.kind': 'grayscale'},
+    'class': {'condition.kind': 'class'},
+    'euler': {'sample.sampler': 'euler'},
+}
+DEFAULT = ['unguided', 'skip', 'keep', 'xla', 'cudnn', 'splash', 'float32', 'bfloat16']
+GUIDANCE = 3.0  # where the config has none
+
+
+def passes(settings) -> tuple[int, int]:
+    """How often one image runs the conditional and the null branch."""
+    import jax
+    import jax.numpy as jnp
+
+    from jit_jax import sampling
+    from jit_jax.diffusion import Diffusion
+
+    calls = {'told': 0, 'null': 0}
+
+    def count(name):
+        def denoise(z, t):
+            calls[name] += 1
+            return z
+
+        return denoise
+
+    with jax.disable_jit():  # a scan is then a loop
+        guided = sampling.guide(count('told'), count('null'), settings.guidance, settings.interval)
+        sampling.sample(guided, jnp.zeros((1, 1, 1, 1)), Diffusion(noise_scale=1.0), steps=settings.steps, sampler=settings.sampler)
+    return calls['told'], calls['null']
+
+
+def flops(model, told, settings) -> float:
+    """Of one image: the products of both branches × 2 for multiply and add."""
+    from jit_jax import sequence
+    from jit_jax.model import forward_multiply_adds
+
+    h, w = sequence.condition_grid(told['cond'].shape, model.patch) if 'cond' in told else (0, 0)
+    label, (with_told, with_null) = 'label' in told, passes(settings)
+    return 2.0 * (with_told * forward_multiply_adds(model, h * w, label) + with_null * forward_multiply_adds(model, 0, label))
+
+
+class Sampling:
+    """Untrained parameters, which all rows share."""
+
+    def __init__(self):
+        self.params = None
+
+    def program(self, config) -> measure.Program:
+        import jax
+        import jax.numpy as jnp
+
+        from jit_jax import build, conditions, generate, sharding
+
+        build.check(config)
+        model, settings, mesh = build.network(config), build.settings(config), sharding.make_mesh((-1, 1, 1))
+        count, batch = config.batch_size, measure.noise(config)
+        told = build.condition(config)(conditions.from_uint8(batch['image']), batch, jax.random.key(0))
+        z, told = sharding.spread((generate.noise(jax.random.key(0), 0, count, model), told), mesh)
+        if self.params is None:
+            init = lambda key: model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
+            self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+        draw = generate.jitted(model, build.diffusion(config), settings)
+        run, cost = measure.compiled(lambda: draw.lower(self.params, z, told))
+        work = lambda: jax.block_until_ready(run(self.params, z, told))
+        return measure.Program(work, count, flops(model, told, settings), model.dtype.name, **cost)
+
+
+def settled():
+    """The config with the flags in place and, where it has none, a condition and guidance; and the size's name."""
+    config, variant = measure.configured()
+    config.sample.steps = measure.STEPS.value or 50
+    config.batch_size = measure.BATCH.value or config.sample.num
+    if config.condition.kind == 'none':
+        config.condition.kind, config.condition.factor = 'super_resolution', 2
+    if config.sample.guidance == 1:
+        config.sample.guidance = GUIDANCE
+    return config, variant
+
+
+def main():
+    cli.restart_with()
+    cli.parse()
+    with cli.one_sentence():
+        config, variant = settled()
+        cli.use_cpu_cores(config.batch_size)
+        configs = measure.rows(config, CHANGES, measure.ROWS.value, DEFAULT)
+        s = config.sample
+        told = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
+        print(measure.title(config, variant, f'{config.batch_size} images by {s.steps} {s.sampler} steps, {told}'))
+        programs = measure.built(configs, Sampling().program)
+    measure.report(programs, measure.ROUNDS.value)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,95 @@
+"""Speed of the train step that a config makes, on images of noise, and how close it is to the device's limit.
+
+    python -m benchmarks.step --config=configs/uncond.py
+    python -m benchmarks.step --config=configs/uncond.py:imagenet256_b16 --batch=4 --rows=keep,skip,64,full
+    python -m benchmarks.step --config=configs/uncond.py:imagenet256_l16 --batch=128 --rows=skip,skip+unscanned,skip+dots
+
+The step is whole: noise, condition, forward, backward, optimiser, both averages, with a donated state. One state
+goes through all rows, as their parameter tree is the same.
+"""
+
+import os
+import tempfile
+
+import numpy as np
+
+from benchmarks import measure
+from jit_jax import cli
+
+CHANGES = measure.CHANGES | {
+    'keep': {'condition.kind': 'none', 'compute.dead_slots': 'keep'},
+    'skip': {'condition.kind': 'none', 'compute.dead_slots': 'skip'},
+    '64': {'condition.kind': 'super_resolution', 'condition.factor': 2, 'compute.dead_slots': 'skip'},
+    'full': {'condition.kind': 'grayscale', 'compute.dead_slots': 'skip'},
+    'class': {'condition.kind': 'class', 'compute.dead_slots': 'skip'},
+    'dots': {'compute.remat': 'dots'},
+    'remat': {'compute.remat': 'full'},
+}
+DEFAULT = ['keep', 'skip', '64', 'full', 'scanned', 'unscanned', 'xla', 'cudnn', 'splash', 'float32', 'bfloat16']
+
+
+def with_noise(config):
+    """`build.run`, with two images of noise as its data: the step does not see where images come from."""
+    from jit_jax import build, metrics
+
+    side = config.model.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ('a.png', 'b.png'):
+            pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+            metrics.save_png(os.path.join(folder, 'noise', name), pixels)
+        config.data.update(kind='folder', path=folder, name='', train='train', test='test')
+        return build.run(config)
+
+
+def flops(run, batch) -> float:
+    """Of one image in one step: the products of a forward pass × 2 for multiply and add × 3 for the backward pass."""
+    import jax
+
+    from jit_jax import conditions, model, sequence
+
+    told = jax.eval_shape(lambda b: run.condition(conditions.from_uint8(b['image']), b, jax.random.key(0)), batch)
+    grid = sequence.condition_grid(told['cond'].shape, run.model.patch) if 'cond' in told else (0, 0)
+    return 6.0 * model.forward_multiply_adds(run.model, grid[0] * grid[1], 'label' in told)
+
+
+class Training:
+    """One state, which the steps of all rows carry on."""
+
+    def __init__(self, steps: int):
+        self.steps, self.state = steps, None
+
+    def program(self, config) -> measure.Program:
+        import jax
+
+        from jit_jax import sharding
+
+        run = with_noise(config)
+        batch, key = sharding.to_device(measure.noise(config), run.mesh), jax.random.key(config.seed)
+        step, cost = measure.compiled(lambda: run.step.lower(run.like, batch, key))
+
+        def work():
+            if self.state is None or self.state.step.is_deleted():  # not yet, or lost with a row that ran out of memory
+                self.state = run.init(key)
+            for _ in range(self.steps):
+                self.state, _ = step(self.state, batch, key)
+            jax.block_until_ready(self.state)
+
+        images = self.steps * config.batch_size
+        return measure.Program(work, images, flops(run, batch), run.model.dtype.name, **cost)
+
+
+def main():
+    cli.restart_with()
+    cli.parse()
+    with cli.one_sentence():
+        config, variant = measure.configured()
+        cli.use_cpu_cores(config.batch_size)
+        configs = measure.rows(config, CHANGES, measure.ROWS.value, DEFAULT)
+        steps = measure.STEPS.value or 5
+        print(measure.title(config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'))
+        programs = measure.built(configs, Training(steps).program)
+    measure.report(programs, measure.ROUNDS.value)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,123 @@
+"""The benchmarks run from a clean clone and fill their tables; what they measure is not judged here."""
+
+import re
+import textwrap
+
+import pytest
+from commands import ROOT, TINY, run
+
+from benchmarks import measure, step
+from benchmarks.sample import passes
+from configs import uncond
+from jit_jax.generate import Settings
+
+SMALL = [f'--variant={TINY}', '--batch=2', '--rounds=2']
+
+
+def table(out: str) -> dict[str, list[float]]:
+    """Rows of the Markdown table by name: the first number of every cell."""
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines() if line.startswith('|')]
+    header, rule, *rows = cells
+    assert set(rule) == {'---'} and all(len(row) == len(header) for row in rows)
+    found = {name: [float(re.match(r'[\d.]+', value)[0]) for value in values] for name, *values in rows}
+    assert all(value >= 0 for values in found.values() for value in values) and all(values[0] > 0 for values in found.values())
+    return found
+
+
+def test_median_and_quartiles():
+    assert measure.spread([3.0, 1.0, 2.0, 4.0, 5.0]) == '3 (2–4)'
+    assert measure.spread([1234.5]) == '1234 (1234–1234)'
+
+
+def test_rows_are_changes_of_a_config():
+    config = uncond.get_config()
+    found = measure.rows(config, step.CHANGES, ['keep', '64+bfloat16'], [])
+    assert list(found) == ['keep', '64+bfloat16'] and found['keep'].compute.dead_slots == 'keep' != config.compute.dead_slots
+    assert found['64+bfloat16'].condition.kind == 'super_resolution' and found['64+bfloat16'].compute.dtype == 'bfloat16'
+    assert set(measure.rows(config, step.CHANGES, None, step.DEFAULT)) >= {'keep', 'skip', '64', 'full', 'scanned', 'unscanned'}
+    with pytest.raises(ValueError, match='--rows: there is no \'kepe\'; there are'):
+        measure.rows(config, step.CHANGES, ['skip+kepe'], [])
+
+
+def test_a_row_that_cannot_run_is_said(capsys):
+    def build(config):
+        if config == 'bad':
+            raise ValueError('cudnn needs a GPU.')
+        return measure.Program(lambda: None, 1, 1.0, 'float32', 1, 1.0)
+
+    assert list(measure.built({'a': 'good', 'b': 'bad'}, build)) == ['a']
+    assert capsys.readouterr().out == 'No row b: cudnn needs a GPU.\n'
+    with pytest.raises(ValueError, match='No row could run'):
+        measure.built({'b': 'bad'}, build)
+
+
+def test_step(env):
+    """The published recipe, made small, without its data."""
+    flags = ['--config=configs/uncond.py:imagenet256_b16', '--config.model.image_size=32', '--steps=2', '--depth=1']
+    rows = ['skip', 'keep', 'class+unscanned+remat']
+    out = run(['-m', 'benchmarks.step', *SMALL, *flags, f'--rows={",".join(rows)}'], env, ROOT)
+    found = table(out)
+    assert list(found) == rows and 'only 1 of its blocks' in out and 'in float32 before or after' in out
+    assert found['skip'][1] == 1 and found['keep'][4] > found['skip'][4]  # the ratio to itself; the padding takes memory
+
+
+def test_sample(env):
+    flags = ['--config=configs/cond.py', '--steps=3', '--rows=skip+euler,unguided']
+    assert list(table(run(['-m', 'benchmarks.sample', *SMALL, *flags], env, ROOT))) == ['skip+euler', 'unguided']
+
+
+def test_passes_of_both_branches():
+    """50 Heun steps are 99 passes, as the last step is Euler's; the null branch runs inside the interval."""
+    assert passes(Settings('heun', 50, 3.0, (0.0, 1.0))) == (99, 99)
+    assert passes(Settings('heun', 50, 1.0, (0.0, 1.0))) == (99, 0)
+    assert passes(Settings('euler', 10, 3.0, (0.45, 1.0))) == (10, 5)  # at t = 0.5, 0.6, 0.7, 0.8 and 0.9
+
+
+# A network of one parameter with the interface of the official code, to see that both sides take their turns.
+DENOISER = """
+    import torch
+
+    class Denoiser(torch.nn.Module):
+        def __init__(self, args):
+            super().__init__()
+            assert args.model == 'JiT-B/2' and args.img_size == 32 and args.label_drop_prob == 0.1
+            self.scale = torch.nn.Parameter(torch.ones(()).cuda())
+            self.before = 1.0
+            self.net = torch.nn.Module()
+            self.net.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(12))
+
+        def forward(self, x, labels):
+            assert x.shape == (2, 3, 32, 32) and x.min() >= -1 and x.max() <= 1 and self.training
+            return (self.scale * x).square().mean()
+
+        def update_ema(self):
+            assert self.scale.item() != self.before
+            self.before = self.scale.item()
+
+        def generate(self, labels):
+            assert labels.shape == (2,) and not self.training
+            assert len(self.net.blocks) == 1 and self.net.in_context_start == 0
+"""
+MISC = """
+    def add_weight_decay(model, decay):
+        return [{'params': list(model.parameters()), 'weight_decay': decay}]
+"""
+
+
+def test_compare(env, tmp_path):
+    pytest.importorskip('torch')
+    pytest.importorskip('einops')
+    (tmp_path / 'util').mkdir()
+    (tmp_path / 'denoiser.py').write_text(textwrap.dedent(DENOISER))
+    (tmp_path / 'util/misc.py').write_text(textwrap.dedent(MISC))
+    flags = ['--batch=2', '--rounds=2', '--depth=1', '--steps=2', '--rows=train,sample', '--config.model.image_size=32']
+    flags += ['--config.sample.sampler=euler']
+    out = run(['-m', 'benchmarks.compare', f'--official={tmp_path}', *flags], env, ROOT)
+    found = table(out)
+    assert list(found) == ['train', 'sample'] and all(value > 0 for value in found['train'])
+    assert '.cuda()' in (tmp_path / 'denoiser.py').read_text()  # only the copy goes without
+
+
+def test_compare_says_what_is_missing(env, tmp_path):
+    out = run(['-m', 'benchmarks.compare', f'--official={tmp_path}'], env, ROOT, code=1)
+    assert out.strip().splitlines()[-1].startswith('error: --official names the folder of the official code')
