@@ -17,7 +17,7 @@ from jax.nn import initializers
 from jit_jax import sequence
 from jit_jax.attention import RESIDUAL, attend, choose, live_first, rotate, rotation, take
 from jit_jax.sequence import COND, GRID, SLOTS
-from jit_jax.sharding import by_rows
+from jit_jax.sharding import by_rows, split_by_tensor
 
 # Sizes by name. `digits` is for 32×32 images on a laptop; the others are the published ones, and S beside them.
 VARIANTS = {
@@ -87,10 +87,12 @@ class Linear(nn.Module):
     def __call__(self, x):
         D = x.shape[-1]
         kernel = self.param('kernel', self.kernel_init, (D, *self.features)).astype(self.dtype)
+        if not split_by_tensor():  # which a flat kernel could not be
+            kernel = kernel.reshape(D, -1)
         # Rows flattened: the gradient of a 3-D product is 2.5 times slower on CPUs.
         y = jax.lax.dot_general(x.astype(self.dtype).reshape(-1, D), kernel, (((1,), (0,)), ((), ())))
         if self.use_bias:
-            y = y + self.param('bias', initializers.zeros, self.features).astype(self.dtype)
+            y = y + self.param('bias', initializers.zeros, self.features).astype(self.dtype).reshape(kernel.shape[1:])
         return y.reshape(*x.shape[:-1], *self.features)
 
 

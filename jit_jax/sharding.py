@@ -130,6 +130,12 @@ def by_rows(x):
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def split_by_tensor() -> bool:
+    """Whether heads and hidden widths are split over the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape['tensor'] > 1
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.compute_on import compute_on
 from jax.tree_util import tree_map_with_path
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -75,18 +73,24 @@ def update_ema(ema: dict, params, step, decays: tuple[float, ...], warmup: bool,
     """ema ← ema + (1 − decay)·(params − ema), after every step.
 
     With `warmup` the decay starts low, (1 + step) / (10 + step), so that short runs forget their first steps. With
-    memory 'host', where the averages then are, the host computes them: parameters go there, no average comes here.
+    memory 'host' the averages come from there and go back one array after the other.
     """
-    if memory == 'host':
-        place = lambda x: jax.device_put(x, jax.memory.Space.Host)
-        update = jax.jit(partial(update_ema, decays=decays, warmup=warmup))
-        return compute_on('device_host')(update)(ema, jax.tree.map(place, params), place(step))
-    averages = {}
+    averages, done = {}, jnp.zeros(())
     for i, decay in enumerate(decays, 1):
         if warmup:
             decay = jnp.minimum(decay, (1 + step) / (10 + step))
-        move = lambda e, p: e + (1 - decay) * (p - e)
-        averages[f'ema{i}'] = jax.tree.map(move, ema[f'ema{i}'], params)
+        leaves, tree = jax.tree.flatten(ema[f'ema{i}'])
+        moved = []
+        for e, p in zip(leaves, jax.tree.leaves(params)):
+            if memory == 'host':
+                e, p, done = jax.lax.optimization_barrier((e, p, done))  # or all would come at once, and early
+                e = jax.device_put(e, jax.memory.Space.Device)
+            e = e + (1 - decay) * (p - e)
+            if memory == 'host':
+                done = e[(0,) * e.ndim]
+                e = jax.device_put(e, jax.memory.Space.Host)
+            moved.append(e)
+        averages[f'ema{i}'] = tree.unflatten(moved)
     return averages
 
 
