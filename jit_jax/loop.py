@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from jit_jax import checkpoint, data, metrics
 from jit_jax.build import Run
+from jit_jax.measure import Watch
 from jit_jax.preview import Preview
 from jit_jax.sharding import to_device
 
@@ -27,6 +28,7 @@ def train(run: Run, workdir: str):
         best = ('loss', 'min') if keep.keep_best else None
         checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
         try:
+            watch = Watch(run)
             state, how = starting_state(run, workdir, checkpoints)
         except (ValueError, OSError) as problem:
             raise Refused(problem) from problem
@@ -60,6 +62,7 @@ def train(run: Run, workdir: str):
             if step % config.sample.every == 0 or step == config.steps:
                 with writer.clock.pause():
                     preview.draw(state, step, writer)
+            watch.look(state, step, writer)
             if step % config.checkpoint.every == 0 or last:
                 save(checkpoints, state, in_flight, run, writer, workdir)
             if last:

@@ -18,7 +18,8 @@ LAYERS = {
     'step': 4, 'checkpoint': 4,
     'build': 5, 'evaluation': 5,
     'preview': 6, 'api': 6,
-    'loop': 7,
+    'measure': 7,
+    'loop': 8,
     'sample': COMMAND, 'evaluate': COMMAND, 'export': COMMAND, 'compile': COMMAND, '__init__': COMMAND,
 }  # fmt: skip
 # Beyond layers: what a room must not know although it lies lower, and libraries that some do without.
