@@ -118,11 +118,11 @@ class Command:
 
     def images(self, ema, settings) -> str:
         """The folder of the images of these weights and settings: however many, they are the same."""
-        return os.path.join(self.folder, tag({'step': self.model.step, 'ema': ema, 'seed': SEED.value, **dataclasses.asdict(settings)}))
+        return os.path.join(self.folder, tag({'step': self.model.step, 'ema': ema, 'seed': SEED.value, 'settings': dataclasses.asdict(settings)}))
 
     def cell(self, measure, ema, settings) -> dict:
         """The numbers of one cell, from evaluation.json where a sweep has left them."""
-        what = {'step': self.model.step, 'ema': ema, 'seed': SEED.value, 'num': measure.num, **dataclasses.asdict(settings)}
+        what = {'step': self.model.step, 'ema': ema, 'seed': SEED.value, 'num': measure.num, 'settings': dataclasses.asdict(settings)}
         what |= {'metrics': measure.names, 'inception': INCEPTION.value, 'reference': REFERENCE.value, 'lpips': LPIPS.value}
         key = tag(what)
         if self.axes and key in self.known:
@@ -187,7 +187,7 @@ class Command:
                 return
             measure = self.measures(FINAL_NUM.value, self.names)
         found = self.cell(measure, ema, settings)
-        numbers = {name: value for name, value in found.items() if isinstance(value, float) and name not in dataclasses.asdict(settings)}
+        numbers = {name: value for name, value in found.items() if isinstance(value, float)}
         for name, value in numbers.items():
             self.say(f'{name:28} {value:.4f}')
         cells = {'run': WORKDIR.value, 'step': self.model.step, 'ema': ema or 'ema1', 'images': measure.num} | {n: f'{v:.4g}' for n, v in numbers.items()}

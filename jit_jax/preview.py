@@ -97,7 +97,7 @@ COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231,
 
 def heat_map(values: np.ndarray, rows: list[str], columns: list[str], title: str, best: tuple[int, int]) -> np.ndarray:
     """A table of numbers [R, C] as coloured cells with their values, named rows and columns, and the best one framed: uint8."""
-    wide, high, left, top = 64, 32, 12 + 8 * max(map(len, rows)), 72
+    wide, high, left, top = 52, 32, 20 + 8 * max(map(len, rows)), 72
     sheet = Image.new('RGB', (max(left + wide * len(columns) + 12, 20 + 8 * len(title)), top + high * len(rows) + 12), 'white')
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((10, 10), title, 'black', ImageFont.load_default(15))
