@@ -23,7 +23,9 @@ from absl import flags
 from jit_jax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run folder.')
-METRICS = flags.DEFINE_list('metrics', None, 'Some of classifier, fid, is, kid, precision_recall, truth, denoising; by default what needs no other file.')
+METRICS = flags.DEFINE_list(
+    'metrics', None, 'Some of classifier, fid, is, kid, precision_recall, truth, denoising; by default what the files at hand allow.'
+)
 NUM = flags.DEFINE_integer('num', 256, 'How many images.', lower_bound=2)
 BATCH = flags.DEFINE_integer('batch', 64, 'How many at a time, over all devices.', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.', lower_bound=0)
@@ -31,9 +33,13 @@ STEPS = flags.DEFINE_integer('steps', None, "Sampler steps; the run's own by def
 GUIDANCE = flags.DEFINE_float('guidance', None, "Classifier-free guidance; the run's own by default.")
 EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
 INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID Inception; see python -m jit_jax.fid.fetch.')
-REFERENCE = flags.DEFINE_string('reference', '', "An .npz (mu and sigma, or arr_0), a folder of images or a split; the run's training images by default.")
+REFERENCE = flags.DEFINE_string(
+    'reference', '', "An .npz (mu and sigma, or arr_0), a folder of images or a split; the run's training images by default."
+)
 LPIPS = flags.DEFINE_string('lpips', '', 'Weights of LPIPS (AlexNet, 0.1), .pth or .npz; adds it to PSNR and SSIM.')
-SWEEP = flags.DEFINE_string('sweep', None, 'One or two of ema=…, guidance=…, steps=…; values a,b,c or first:last:step. Every cell is measured by the first metric.')
+SWEEP = flags.DEFINE_string(
+    'sweep', None, 'One or two of ema=…, guidance=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric.'
+)
 FINAL_NUM = flags.DEFINE_integer('final_num', None, 'After --sweep, measure its best cell with so many images.', lower_bound=2)
 
 GUIDED = 1.5  # beside a run that samples without guidance, the guidance that PSNR and SSIM are shown with
@@ -63,7 +69,7 @@ def sweep_axes(text: str, conditional: bool) -> dict[str, list]:
                 first, last, step = map(float, values.split(':'))
                 axes[name] = [kind(round(x, 6)) for x in np.arange(first, last + step / 2, step)]
             else:
-                axes[name] = [kind(value) for value in values.split(',')]
+                axes[name] = [kind(value) for value in values.split(',') if value]
         except (TypeError, ValueError):
             axes[name] = []
         if not axes[name]:
@@ -118,7 +124,8 @@ class Command:
 
     def images(self, ema, settings) -> str:
         """The folder of the images of these weights and settings: however many, they are the same."""
-        return os.path.join(self.folder, tag({'step': self.model.step, 'ema': ema, 'seed': SEED.value, 'settings': dataclasses.asdict(settings)}))
+        what = {'step': self.model.step, 'ema': ema, 'seed': SEED.value, 'settings': dataclasses.asdict(settings)}
+        return os.path.join(self.folder, tag(what))
 
     def cell(self, measure, ema, settings) -> dict:
         """The numbers of one cell, from evaluation.json where a sweep has left them."""
@@ -175,7 +182,9 @@ class Command:
         path = os.path.join(self.folder, f'sweep-{"-".join(names)}-{score}.png')
         if self.alone:
             metrics.save_png(path, preview.heat_map(table, [str(r) for r in rows], [str(c) for c in columns], title, at))
-        self.say(f'Best: {score} {values[best]:.4f} with ema={best[0] or "ema1"} guidance={best[1].guidance} steps={best[1].steps}; heat map in {path}')
+        ema, settings = best
+        where = f'ema={ema or "ema1"} guidance={settings.guidance} steps={settings.steps}'
+        self.say(f'Best: {score} {values[best]:.4f} with {where}; heat map in {path}')
         return best
 
     def run(self):
@@ -190,7 +199,8 @@ class Command:
         numbers = {name: value for name, value in found.items() if isinstance(value, float)}
         for name, value in numbers.items():
             self.say(f'{name:28} {value:.4f}')
-        cells = {'run': WORKDIR.value, 'step': self.model.step, 'ema': ema or 'ema1', 'images': measure.num} | {n: f'{v:.4g}' for n, v in numbers.items()}
+        cells = {'run': WORKDIR.value, 'step': self.model.step, 'ema': ema or 'ema1', 'images': measure.num}
+        cells |= {name: f'{value:.4g}' for name, value in numbers.items()}
         for line in (cells, ['---'] * len(cells), cells.values()):
             self.say('| ' + ' | '.join(map(str, line)) + ' |')
 

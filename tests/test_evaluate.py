@@ -149,7 +149,7 @@ def test_metrics_that_do_not_fit_are_refused(holes):
         measure.check(config | {'condition': {'kind': 'class'}}, ['truth'], '', '')
     with pytest.raises(ValueError, match='has none'):
         measure.check(config | {'classes': []}, ['classifier'], '', '')
-    with pytest.raises(ValueError, match='only Inception'):
+    with pytest.raises(ValueError, match='can measure'):
         measure.check(config | {'classes': [], 'condition': {'kind': 'none'}}, measure.measurable({'condition': {'kind': 'none'}}), '', '')
     with pytest.raises(FileNotFoundError, match='no Inception weights at'):
         measure.check(config, ['fid'], '/nowhere.pth', '')
@@ -263,17 +263,17 @@ def test_the_command_goes_on_where_it_was(command):
 
 
 def test_a_sweep_finds_the_best_cell_and_is_not_done_twice(command, monkeypatch):
-    axes = ('--metrics=classifier', '--num=8', '--sweep', 'steps=1:3:1', 'ema=ema1,params')
+    axes = ('--metrics=classifier', '--num=8', '--sweep', 'steps=1:2:1', 'ema=ema1,params')
     said = command(*axes)
     entries = json.loads((command.folder / 'evaluation.json').read_text()).values()
     cells = {(entry['ema'], entry['settings']['steps']): entry['classifier_distance'] for entry in entries}
-    assert cells.keys() == {(ema, steps) for ema in ('ema1', 'params') for steps in (1, 2, 3)}
+    assert cells.keys() == {(ema, steps) for ema in ('ema1', 'params') for steps in (1, 2)}
     best = min(cells, key=cells.get)
     assert f'with ema={best[0]}' in said and f'steps={best[1]};' in said
     assert len(list(command.folder.glob('evaluation/*/'))) == 1  # the best cell's images
     (picture,) = command.folder.glob('evaluation/sweep-ema-steps-*.png')
     width, height = Image.open(picture).size
-    assert width > 3 * 48 and height > 2 * 24
+    assert width > 2 * 48 and height > 2 * 24
 
     drawn = []
     part = measure.Measure.part
@@ -371,4 +371,3 @@ def test_images_in_a_folder(finished, env, tmp_path):
     files = sorted((tmp_path / 'images').iterdir())
     assert [file.name for file in files] == ['000000.png', '000001.png', '000002.png']
     np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], np.load(tmp_path / 'all.npz')['arr_0'])
-    assert '--trajectory' in run([*base, '--out=x.npz', '--trajectory=3'], env, cwd, code=1)
