@@ -40,7 +40,7 @@ def check(config: dict, names: list[str], inception: str, reference: str) -> lis
         if name not in METRICS:
             raise ValueError(f'--metrics: {name!r} is not one of {", ".join(METRICS)}.')
     if not names or ('data' not in config and not {*names} <= WITH_INCEPTION):  # converted weights know no data set
-        raise ValueError('Without labels, a condition image or a data set, only --metrics=fid,is with --inception and --reference can measure.')
+        raise ValueError('Without labels, condition images or a data set only --metrics=fid,is, with --inception and --reference, measure.')
     if 'data' not in config and {*names} - {'is'} and not reference:
         raise ValueError('These weights come without a data set; --reference names the images or statistics to compare with.')
     if {*names} & WITH_INCEPTION and not inception:
