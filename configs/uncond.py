@@ -101,6 +101,15 @@ def imagenet(preset: str) -> ConfigDict:
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
 
+    config.evaluate = ConfigDict()  # while training: what `python -m jit_jax.evaluate` says afterwards
+    config.evaluate.every = 0  # steps between evaluations of generated images; 0: none
+    config.evaluate.num = 8000  # images generated for one
+    config.evaluate.batch = 256  # of them at a time, over all devices
+    config.evaluate.inception = ''  # weights of the FID Inception; '': what needs none (labels: a classifier; conditions: PSNR)
+    config.evaluate.reference = ''  # what FID compares with: an .npz, a folder, a split; '': the training images
+    config.evaluate.denoise_every = 1000  # steps between looks at how held-out images are denoised; 0: none
+    config.evaluate.denoise_num = 1024  # how many of them
+
     config.wandb = ConfigDict()  # Weights & Biases
     config.wandb.project = ''  # where the run is shown as well; '': nowhere
     return config
@@ -123,6 +132,8 @@ def digits(preset: str) -> ConfigDict:
     config.ema.decays, config.ema.warmup = (0.999, 0.99), True
     config.checkpoint.every, config.checkpoint.keep_every = 550, 0
     config.sample.every, config.sample.num, config.sample.steps = 550, 36, 20
+    config.evaluate.every, config.evaluate.num, config.evaluate.batch = 1100, 64, 64
+    config.evaluate.denoise_every, config.evaluate.denoise_num = 550, 64
     return config
 
 

@@ -1,6 +1,7 @@
 """The library's two verbs: `jit_jax.load` a run's weights, `jit_jax.sample` images from them."""
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from jit_jax import build, checkpoint
 from jit_jax.diffusion import Diffusion
-from jit_jax.generate import Settings, jitted, noise
+from jit_jax.generate import Settings, generate, jitted, noise
 from jit_jax.metrics import to_uint8
 from jit_jax.model import JiT
 from jit_jax.sharding import make_mesh, replicated, spread
@@ -64,3 +65,21 @@ def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_si
         z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
         images.append(to_uint8(process_allgather(run(params, z, batch), tiled=True)))
     return np.concatenate(images)[:num]
+
+
+def trajectory(model: Model, params, key, **told_and_settings) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler, float32 [H, W, C] in about [−1, 1].
+
+    told_and_settings: as in `sample`, one row each.
+    """
+    settings = {name: told_and_settings.pop(name) for name in SETTINGS if name in told_and_settings}
+    seen = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
+
+    def watch(t, z, x_hat):
+        seen[float(t)] = (np.asarray(z[0]), np.asarray(x_hat[0]))
+
+    how = {'model': model.net, 'd': model.diffusion, 'settings': replace(model.settings, **settings), 'watch': watch}
+    z = jax.jit(partial(generate, **how))(params, noise(key, 0, 1, model.net), told_and_settings)
+    jax.effects_barrier()
+    seen[1.0] = (np.asarray(z[0]), np.asarray(z[0]))
+    return [(t, *seen[t]) for t in sorted(seen)]

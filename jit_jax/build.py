@@ -36,6 +36,7 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'data.threads': 0, 'data.prefetch': 0, 'condition.factor': 1, 'optimizer.warmup': 0,
     'checkpoint.every': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_every': 0,
     'sample.every': 1, 'sample.num': 1, 'sample.steps': 1,
+    'evaluate.every': 0, 'evaluate.num': 2, 'evaluate.batch': 1, 'evaluate.denoise_every': 0, 'evaluate.denoise_num': 1,
 }  # fmt: skip
 RANGES = {  # numbers, from low to below high
     'condition.drop': (0, 1), 'diffusion.noise_scale': (0, math.inf), 'diffusion.t_mean': (-math.inf, math.inf),

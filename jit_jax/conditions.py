@@ -8,7 +8,7 @@ To add a condition, write such a function and name it in KINDS; `config.conditio
 import difflib
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,7 @@ def parse(kind: str) -> list[list[str]]:
     return options
 
 
+@lru_cache  # one function for one condition, so that a program that takes it is compiled once
 def make(kind: str, **settings) -> Callable:
     """(x, batch, key) → what `kind` tells the model. settings: the keywords of some conditions (factor, hole)."""
     wants = {'super_resolution': ('factor',), 'inpaint': ('hole',), 'outpaint': ('hole',)}

@@ -21,11 +21,11 @@ class Settings:
     interval: tuple[float, float] = (0.0, 1.0)
 
 
-def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Settings):
+def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Settings, watch=None):
     """Denoises z [B, H, W, C] (unit normal noise) under `told` (keywords of `JiT.__call__`) → float32 images in about [−1, 1].
 
     The null branch of guidance is the same network without condition slots, so it pays for 256 of them.
-    Pure: jit it once for each shape of `told`.
+    Pure: jit it once for each shape of `told`. watch(t, z, x̂), if given, is called with each pass of the network.
     """
 
     params = jax.device_put(params, jax.memory.Space.Device)  # from the host, where it keeps the averages
@@ -37,7 +37,20 @@ def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Setti
     net = denoise(told)
     if told:
         net = sampling.guide(net, denoise(conditions.null(told, model.num_classes)), settings.guidance, settings.interval)
+    if watch:
+        net = watched(net, watch)
     return sampling.sample(net, d.noise_scale * z, d, steps=settings.steps, sampler=settings.sampler)
+
+
+def watched(net: sampling.Denoise, watch) -> sampling.Denoise:
+    """`net`, telling watch(t, z, x̂) of every pass, in order, while the program runs (on one device)."""
+
+    def denoise(z, t):
+        x = net(z, t)
+        jax.debug.callback(watch, t[0], z, x, ordered=True)
+        return x
+
+    return denoise
 
 
 def noise(key, start: int, count: int, model: JiT):

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from jit_jax import checkpoint, data, metrics, report, speed
 from jit_jax.build import Run
+from jit_jax.measure import Watch
 from jit_jax.preview import Preview
 from jit_jax.sharding import check_batch, to_device
 from jit_jax.state import TrainState
@@ -42,6 +43,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
         try:
             agree('config', zlib.crc32(json.dumps(run.record).encode()))  # before anything that all must compute together
+            watch = Watch(run)
             state, how = starting_state(run, workdir, checkpoints)
             same = agree('parameters', int(checksum(state.params).addressable_data(0)))
         except (ValueError, OSError) as problem:
@@ -75,6 +77,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
             if step % config.sample.every == 0 or step == config.steps:
                 with writer.clock.pause():
                     preview.draw(state, step, writer)
+            watch.look(state, step, writer)
             if due:
                 with writer.clock.pause():
                     save(checkpoints, state, config, run.record)

@@ -3,8 +3,10 @@
     python -m jit_jax.sample --workdir=runs/uncond --num=64 --out=samples.png
     python -m jit_jax.sample --workdir=runs/cond --num=16 --out=cond.png         # condition | result | truth
     python -m jit_jax.sample --workdir=runs/cond --cond=photo.png --out=out.png  # transparent patches are filled in
+    python -m jit_jax.sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
+    python -m jit_jax.sample --workdir=runs/uncond --trajectory=10 --out=way.png  # one image on its way from noise
 
-`--out` ending in .png is a grid; .npz holds uint8 `arr_0` [N, H, W, C].
+`--out` ending in .png is a grid; .npz holds uint8 `arr_0` [N, H, W, C], as the evaluator of ADM reads it; a folder, one file an image.
 """
 
 import os
@@ -15,7 +17,7 @@ from absl import flags
 from jit_jax import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run folder, a step folder, or an exported or converted checkpoint.')
-OUT = flags.DEFINE_string('out', 'samples.png', 'Where the images go: .png (a grid) or .npz (arr_0).')
+OUT = flags.DEFINE_string('out', 'samples.png', 'Where the images go: .png (a grid), .npz (arr_0) or folder/ (one .png each).')
 NUM = flags.DEFINE_integer('num', 16, 'How many images.', lower_bound=1)
 BATCH = flags.DEFINE_integer('batch', 64, 'How many at a time.', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.', lower_bound=0)
@@ -25,6 +27,7 @@ GUIDANCE = flags.DEFINE_float('guidance', None, 'Classifier-free guidance; 1 is 
 LABEL = flags.DEFINE_list('label', None, 'Classes by number or name, taken in turn.')
 COND = flags.DEFINE_list('cond', None, 'Condition images, taken in turn; transparent patches count as missing.')
 EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
+TRAJECTORY = flags.DEFINE_integer('trajectory', None, 'Draw one image at so many times on its way: z_t above, x̂ below.', lower_bound=2)
 
 
 def load_condition(paths, num: int, net) -> dict:
@@ -70,8 +73,9 @@ def main():
     with cli.one_sentence():
         if not WORKDIR.value:
             raise ValueError('--workdir says which run to sample from, for example --workdir=runs/uncond.')
-        if os.path.splitext(OUT.value)[1] not in ('.png', '.npz'):
-            raise ValueError(f'--out must end in .png or .npz; got {OUT.value}.')
+        kind = 'folder' if OUT.value.endswith(os.sep) or os.path.isdir(OUT.value) else os.path.splitext(OUT.value)[1]
+        if kind not in ('.png', '.npz', 'folder') or (TRAJECTORY.value and kind != '.png'):
+            raise ValueError(f'--out must end in .png, or without --trajectory in .npz or / for a folder; got {OUT.value}.')
         model, params = api.load(WORKDIR.value, EMA.value)
         told, truth = {}, None
         if COND.value:
@@ -84,11 +88,25 @@ def main():
             told, truth = preview.held_out(model.config, NUM.value, SEED.value)
     chosen = {'steps': STEPS.value, 'sampler': SAMPLER.value, 'guidance': GUIDANCE.value}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    images = api.sample(model, params, jax.random.key(SEED.value), NUM.value, batch_size=BATCH.value, **told, **chosen)
-    if OUT.value.endswith('.npz'):
-        np.savez(OUT.value, arr_0=images)
-    else:
-        metrics.save_png(OUT.value, preview.sheet(images, told, truth, model.net))
+    key, classes = jax.random.key(SEED.value), model.config.get('classes', [])
+    if TRAJECTORY.value:
+        path = api.trajectory(model, params, key, **{name: rows[:1] for name, rows in told.items()}, **chosen)
+        metrics.save_png(OUT.value, preview.strip(path, TRAJECTORY.value))
+        return print(f'Image 0 of step {model.step}, from t=0 to t=1, in {OUT.value}')
+    images = []
+    for start in range(0, NUM.value, BATCH.value):
+        rows = np.arange(start, start + min(BATCH.value, NUM.value))  # always as many: one program serves all
+        part = {name: v[rows % NUM.value] for name, v in told.items()}
+        batch = api.sample(model, params, key, len(rows), start=start, batch_size=BATCH.value, **part, **chosen)[: NUM.value - start]
+        if kind == 'folder':  # written at once: memory does not grow with the number of images
+            for i, image in zip(rows, batch):
+                metrics.save_png(os.path.join(OUT.value, f'{i:06d}.png'), image.squeeze())
+        else:
+            images.append(batch)
+    if kind == '.npz':
+        np.savez(OUT.value, arr_0=np.concatenate(images))
+    elif kind == '.png':
+        metrics.save_png(OUT.value, preview.sheet(np.concatenate(images), told, truth, model.net, classes))
     print(f'{NUM.value} images of step {model.step} in {OUT.value}')
 
 

@@ -12,6 +12,7 @@ TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropo
 SHORT = [
     f'--config.model.variant={TINY}', '--config.steps=12', '--config.log_every=2', '--config.checkpoint.every=4',
     '--config.sample.every=6', '--config.sample.num=4', '--config.sample.steps=2', '--config.optimizer.muon_rms=0',
+    '--config.evaluate.every=0', '--config.evaluate.denoise_every=0',
 ]  # fmt: skip
 
 

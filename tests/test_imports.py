@@ -18,7 +18,7 @@ LAYERS = {
     'step': 4, 'checkpoint': 4,
     'build': 5, 'evaluation': 5,
     'preview': 6, 'api': 6,
-    'report': 7,
+    'report': 7, 'measure': 7,
     'loop': 8,
     'replay': COMMAND, 'sample': COMMAND, 'evaluate': COMMAND, 'export': COMMAND, 'compile': COMMAND, '__init__': COMMAND,
 }  # fmt: skip

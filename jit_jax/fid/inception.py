@@ -189,16 +189,21 @@ def load_weights(path) -> dict:
     Pickled code is never run. Raises FileNotFoundError, ImportError without PyTorch, or ValueError if the file cannot
     be read or its tensors are not this network's.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'No Inception weights at {path}; `python -m jit_jax.fid.fetch` downloads them.')
-    if path.suffix not in ('.pth', '.npz'):
-        raise ValueError(f'Inception weights are a .pth or an .npz file, not {path}.')
-    state = _read_pth(path) if path.suffix == '.pth' else _read_npz(path)
+    state = read_state(path, 'Inception weights', '`python -m jit_jax.fid.fetch` downloads them')
     try:
         return fold(state)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
+
+
+def read_state(path, what: str, hint: str) -> dict:
+    """The arrays of a `.pth` state dict or an `.npz`, by name; no pickled code is run. Raises as `load_weights` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'No {what} at {path}; {hint}.')
+    if path.suffix not in ('.pth', '.npz'):
+        raise ValueError(f'{what} are a .pth or an .npz file, not {path}.')
+    return _read_pth(path) if path.suffix == '.pth' else _read_npz(path)
 
 
 def _read_npz(path: Path) -> dict:
