@@ -76,6 +76,7 @@ def denoising(params, batch, key, *, model, d, condition):
     Returns {'weight': [], 'mse': [3], 'psnr': [3], 'v_loss': [BUCKETS]}: MSE (of images in [−1, 1]) and PSNR of x̂ at
     each of TIMES, and the v-loss at a random t in each of equal parts of [0, 1].
     """
+    params = jax.device_put(params, jax.memory.Space.Device)  # from the host, where it keeps the averages
     condition_key, noise_key, t_key = jax.random.split(key, 3)
     x = conditions.from_uint8(batch['image'])
     told = condition(x, batch, condition_key)

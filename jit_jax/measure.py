@@ -292,7 +292,6 @@ class Denoising:
         self.run = jax.jit(within(mesh, partial(evaluation.denoising, model=model.net, d=model.diffusion, condition=condition)))
 
     def __call__(self, params) -> dict[str, float]:
-        params = jax.device_put(params, jax.memory.Space.Device)  # from the host, where it keeps the averages
         look = lambda i, batch: jax.device_get(self.run(params, batch, jax.random.fold_in(self.key, i)))
         sums = [look(i, batch) for i, batch in enumerate(self.batches)]
         return {name: float(value) for name, value in evaluation.denoised(sums).items()}
