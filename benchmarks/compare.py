@@ -23,15 +23,13 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from absl import flags
+from absl.flags import FLAGS
 
 from benchmarks import measure
 from benchmarks.sample import Sampling, settled
 from benchmarks.step import Training
 from jit_jax import cli
 
-OFFICIAL = flags.DEFINE_string('official', None, 'The folder of the official code, with model_jit.py in it.')
-SIDE = flags.DEFINE_enum('side', None, ['official', 'ours'], 'Of the two processes that this command starts.')
 DEFAULT_CONFIG = 'configs/cond.py:imagenet256_b16_class'
 ROWS = ('train', 'sample')
 
@@ -45,16 +43,16 @@ def parse():
 
 def check():
     """Raises ValueError, in one sentence, for what is missing."""
-    unknown = set(measure.ROWS.value or ()) - set(ROWS)
+    unknown = set(FLAGS.rows or ()) - set(ROWS)
     if unknown:
         raise ValueError(f'--rows: there is no {min(unknown)!r}; there are {", ".join(ROWS)}.')
-    if not OFFICIAL.value or not os.path.exists(os.path.join(OFFICIAL.value, 'denoiser.py')):
+    if not FLAGS.official or not os.path.exists(os.path.join(FLAGS.official, 'denoiser.py')):
         raise ValueError('--official names the folder of the official code: git clone https://github.com/LTH14/JiT gives one.')
     for module in ('torch', 'einops'):
         if importlib.util.find_spec(module) is None:
             raise ValueError(f'The official code needs {module}: pip install torch einops')
-    config = measure.CONFIG.value
-    if (measure.VARIANT.value or config.model.variant) not in ('B', 'L', 'H'):
+    config = FLAGS.config
+    if (FLAGS.variant or config.model.variant) not in ('B', 'L', 'H'):
         raise ValueError('The official code has the sizes B, L and H; --depth=2 leaves most of their blocks out.')
     if config.condition.kind != 'class':
         raise ValueError(f'The official code knows class labels alone; use --config={DEFAULT_CONFIG} or another one with them.')
@@ -76,7 +74,7 @@ def official(config, variant: str) -> dict:
     import torch
 
     gpu = torch.cuda.is_available()
-    sys.path.insert(0, OFFICIAL.value if gpu else without_cuda(OFFICIAL.value))
+    sys.path.insert(0, FLAGS.official if gpu else without_cuda(FLAGS.official))
     torch._dynamo.config.cache_size_limit = 128
     torch.backends.cudnn.benchmark = True
     from denoiser import Denoiser
@@ -182,8 +180,8 @@ def main():
     if '--side=ours' in sys.argv:
         cli.restart_with()
     parse()
-    if SIDE.value:
-        work(SIDE.value)
+    if FLAGS.side:
+        work(FLAGS.side)
         return
     with cli.one_sentence():
         check()
@@ -194,13 +192,13 @@ def main():
 
 def compare(config, variant: str):
     sides = {'official': Side('official'), 'ours': Side('ours')}
-    rounds, s = measure.ROUNDS.value, config.sample
-    shortened = f', only {measure.DEPTH.value} of its blocks,' if measure.DEPTH.value else ''
+    rounds, s = FLAGS.rounds, config.sample
+    shortened = f', only {FLAGS.depth} of its blocks,' if FLAGS.depth else ''
     print(f'JiT-{variant}{shortened} at {config.model.image_size}×{config.model.image_size}, batch {config.batch_size}, class labels')
     for name, side in sides.items():
         print(f'{name}: {side.about}')
     print('\n| s | official | ours | times as fast |\n|---|---|---|---|')
-    for row in measure.ROWS.value or ROWS[:1]:
+    for row in FLAGS.rows or ROWS[:1]:
         for side in sides.values():
             side(row, 2)  # compiles, and warms up
         seconds = {name: [] for name in sides}

@@ -58,9 +58,7 @@ class Pipeline:
         self.source, self.threads = source, threads
         self.read = self.taken = 0
         self.lock = threading.Lock()
-        self.batches = data.train_batches(
-            self, batch_size=_BATCH, seed=0, start_step=0, flip=True, threads=threads, prefetch=0
-        )
+        self.batches = data.train_batches(self, batch_size=_BATCH, seed=0, start_step=0, flip=True, threads=threads, prefetch=0)
 
     def __len__(self):
         return len(self.source)

@@ -11,13 +11,7 @@ from absl import flags
 
 from jit_jax import cli
 
-CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path; its data is not needed.')
-BATCH = flags.DEFINE_integer('batch', None, 'Images at a time; the config\'s own by default.', lower_bound=1)
-STEPS = flags.DEFINE_integer('steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1)
-ROUNDS = flags.DEFINE_integer('rounds', 7, 'Every round runs each row once.', lower_bound=1)
-ROWS = flags.DEFINE_list('rows', None, 'Which rows, the first being what the others are compared to; a+b makes both changes.')
-VARIANT = flags.DEFINE_string('variant', None, 'A size of the network instead of the config\'s own.')
-DEPTH = flags.DEFINE_integer('depth', None, 'Blocks, instead of all of the size: where a whole one takes too long.', lower_bound=1)
+FLAGS = flags.FLAGS
 
 # Changes that mean the same in training and in sampling.
 CHANGES = {
@@ -27,6 +21,17 @@ CHANGES = {
     'float32': {'compute.dtype': 'float32'},
     'bfloat16': {'compute.dtype': 'bfloat16'},
 } | {name: {'compute.attention': name} for name in ('xla', 'cudnn', 'splash')}
+
+
+def define() -> None:
+    """The flags of every benchmark; not on import, as commands share names of flags."""
+    cli.define_config('config', 'A file of configs/, with :preset after the path; its data is not needed.')
+    flags.DEFINE_integer('batch', None, "Images at a time; the config's own by default.", lower_bound=1)
+    flags.DEFINE_integer('steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1)
+    flags.DEFINE_integer('rounds', 7, 'Every round runs each row once.', lower_bound=1)
+    flags.DEFINE_list('rows', None, 'Which rows, the first being what the others are compared to; a+b makes both changes.')
+    flags.DEFINE_string('variant', None, "A size of the network instead of the config's own.")
+    flags.DEFINE_integer('depth', None, 'Blocks, instead of all of the size: where a whole one takes too long.', lower_bound=1)
 
 
 @dataclass
@@ -49,12 +54,12 @@ def configured():
 
     jax.config.update('jax_enable_compilation_cache', False)  # or a second run would find compiling quick
     cli.config_name(CONFIG)
-    config = CONFIG.value
-    config.batch_size = BATCH.value or config.batch_size
-    config.model.variant = variant = VARIANT.value or config.model.variant
+    config = FLAGS.config
+    config.batch_size = FLAGS.batch or config.batch_size
+    config.model.variant = variant = FLAGS.variant or config.model.variant
     sizes = size(variant)
-    if DEPTH.value:
-        sizes |= {'depth': DEPTH.value, 'class_start': min(sizes['class_start'], DEPTH.value - 1)}
+    if FLAGS.depth:
+        sizes |= {'depth': FLAGS.depth, 'class_start': min(sizes['class_start'], FLAGS.depth - 1)}
         config.model.variant = ','.join(f'{name}={value}' for name, value in sizes.items())
     return config, variant
 
@@ -180,6 +185,6 @@ def title(config, variant: str, what: str) -> str:
     """The first line; `variant` is the name of the size, which --depth has taken apart."""
     import jax
 
-    shortened, m = f', only {DEPTH.value} of its blocks,' if DEPTH.value else '', config.model
+    shortened, m = f', only {FLAGS.depth} of its blocks,' if FLAGS.depth else '', config.model
     device = f'{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()}), jax {jax.__version__}'
     return f'JiT-{variant}{shortened} at {m.image_size}×{m.image_size}, {what}, on {device}'

@@ -7,6 +7,8 @@ A config without a condition is sampled with 64 live slots. Guidance is on in th
 not matter to the time, unless it is 1.
 """
 
+from absl.flags import FLAGS
+
 from benchmarks import measure
 from jit_jax import cli
 
@@ -18,6 +20,7 @@ CHANGES = measure.CHANGES | {
     'full': {'condition.kind': 'grayscale'},
     'class': {'condition.kind': 'class'},
     'euler': {'sample.sampler': 'euler'},
+    'multistep': {'sample.sampler': 'multistep'},
 }
 DEFAULT = ['unguided', 'skip', 'keep', 'xla', 'cudnn', 'splash', 'float32', 'bfloat16']
 GUIDANCE = 3.0  # where the config has none
@@ -85,8 +88,8 @@ class Sampling:
 def settled():
     """The config with the flags in place and, where it has none, a condition and guidance; and the size's name."""
     config, variant = measure.configured()
-    config.sample.steps = measure.STEPS.value or 50
-    config.batch_size = measure.BATCH.value or config.sample.num
+    config.sample.steps = FLAGS.steps or 50
+    config.batch_size = FLAGS.batch or config.sample.num
     if config.condition.kind == 'none':
         config.condition.kind, config.condition.factor = 'super_resolution', 2
     if config.sample.guidance == 1:
@@ -96,16 +99,17 @@ def settled():
 
 def main():
     cli.restart_with()
+    measure.define()
     cli.parse()
     with cli.one_sentence():
         config, variant = settled()
         cli.use_cpu_cores(config.batch_size)
-        configs = measure.rows(config, CHANGES, measure.ROWS.value, DEFAULT)
+        configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
         s = config.sample
         told = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
         print(measure.title(config, variant, f'{config.batch_size} images by {s.steps} {s.sampler} steps, {told}'))
         programs = measure.built(configs, Sampling().program)
-    measure.report(programs, measure.ROUNDS.value)
+    measure.report(programs, FLAGS.rounds)
 
 
 if __name__ == '__main__':

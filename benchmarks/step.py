@@ -12,6 +12,7 @@ import os
 import tempfile
 
 import numpy as np
+from absl.flags import FLAGS
 
 from benchmarks import measure
 from jit_jax import cli
@@ -80,15 +81,16 @@ class Training:
 
 def main():
     cli.restart_with()
+    measure.define()
     cli.parse()
     with cli.one_sentence():
         config, variant = measure.configured()
         cli.use_cpu_cores(config.batch_size)
-        configs = measure.rows(config, CHANGES, measure.ROWS.value, DEFAULT)
-        steps = measure.STEPS.value or 5
+        configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
+        steps = FLAGS.steps or 5
         print(measure.title(config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'))
         programs = measure.built(configs, Training(steps).program)
-    measure.report(programs, measure.ROUNDS.value)
+    measure.report(programs, FLAGS.rounds)
 
 
 if __name__ == '__main__':

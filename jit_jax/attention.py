@@ -115,7 +115,9 @@ def choose(backend: str, dtype, shape: tuple[int, int, int, int]) -> str:
     wanted = {'gpu': 'cudnn', 'tpu': 'splash'}.get(platform, 'xla') if backend == 'auto' else backend
     missing = [need for met, need in needs[wanted] if not met]
     if missing and backend != 'auto':
-        raise ValueError(f'compute.attention={backend} needs {missing[0]} (here {platform}, {jnp.dtype(dtype)}, {slots} slots of {head_width}); use auto.')
+        raise ValueError(
+            f'compute.attention={backend} needs {missing[0]} (here {platform}, {jnp.dtype(dtype)}, {slots} slots of {head_width}); use auto.'
+        )
     return 'xla' if missing else wanted
 
 

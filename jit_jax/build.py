@@ -199,7 +199,9 @@ def run(config: ConfigDict) -> Run:
     built = programs(config, sharding.make_mesh(config.mesh))
     train, test = source(config, 'train'), source(config, 'test')
     if 'class' in config.condition.kind and not 0 < len(train.classes) <= config.model.num_classes:
-        raise ValueError(f'config.model.num_classes is {config.model.num_classes}, and the training images have {len(train.classes)} classes.')
+        raise ValueError(
+            f'config.model.num_classes is {config.model.num_classes}, and the training images have {len(train.classes)} classes.'
+        )
     return Run(**vars(built), train=train, test=test)
 
 
@@ -242,5 +244,7 @@ def backends(config, model: JiT, mesh) -> str:
     """The attention backends of the step. Raises ValueError where the one that config.compute names cannot run."""
     rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        choices = [attention.choose(model.attention, model.dtype, (rows, model.heads, S, head_width)) for S in slot_counts(model, *program(config))]
+        choices = [
+            attention.choose(model.attention, model.dtype, (rows, model.heads, S, head_width)) for S in slot_counts(model, *program(config))
+        ]
     return ', '.join(dict.fromkeys(choices))

@@ -18,10 +18,6 @@ from absl import flags
 
 from jit_jax import cli
 
-CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the path.')
-TOPOLOGY = flags.DEFINE_string('topology', None, 'A TPU pod such as v5e:16x16, gpu:8, or nothing: the devices of this machine.')
-ALL = flags.DEFINE_bool('all', False, 'Every published size at 256×256 on a pod of each kind, as one table.')
-
 # Chips by generation: memory in GiB, bfloat16 TFLOP/s, and the links of a chip, both ways, in GB/s (vendor's tables).
 CHIPS = {'v4': (32, 275, 300), 'v5e': (16, 197, 200), 'v5p': (95, 459, 600), 'v6e': (32, 918, 448)}
 PODS = ('v4:4x4x4', 'v5e:4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
@@ -83,7 +79,9 @@ def compile_step(run) -> Report:
     report, began = Report(activations=activations(run)), time.perf_counter()
     for name in ('params', 'ema', 'opt'):
         leaves = jax.tree.leaves(getattr(run.like, name))
-        report.bytes[name] = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if x.sharding.memory_kind != 'pinned_host')
+        report.bytes[name] = sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves if x.sharding.memory_kind != 'pinned_host'
+        )
     lowered = run.step.lower(run.like, shapes_of_a_batch(run.config), jax.eval_shape(lambda: jax.random.key(0)))
     try:
         program = lowered.compile()
@@ -204,8 +202,8 @@ def table(run, report: Report) -> str:
         rows += [('at the rate of its links', f'{sent / links * 1e3:.1f} ms, if nothing else runs')]
     rows += [('products of a step (formula)', f'{flops / 1e12:.2f} TFLOP')]
     if rate:
-        rows += [('at the chip\'s peak, at half of it', f'{flops / rate * 1e3:.0f} ms, {2 * flops / rate * 1e3:.0f} ms')]
-    rows += [('the compiler\'s own estimate', f'{report.estimate * 1e3:.0f} ms' if report.estimate > 0 else 'none')]
+        rows += [("at the chip's peak, at half of it", f'{flops / rate * 1e3:.0f} ms, {2 * flops / rate * 1e3:.0f} ms')]
+    rows += [("the compiler's own estimate", f'{report.estimate * 1e3:.0f} ms' if report.estimate > 0 else 'none')]
     rows += [('compiled in', f'{report.seconds:.0f} s')]
     lines = [title, how, '', '| of one chip | |', '|---|---|', *(f'| {left} | {right} |' for left, right in rows), '']
     verdict = f'Does not fit: {report.problem} Try {advice(c) or "more chips"}.' if report.problem else 'Fits.'
@@ -242,25 +240,29 @@ def line(topology: str, run, report: Report) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def main():
+def main() -> None:
+    cli.define_config('config', 'A file of configs/, with :preset after the path.')
+    flags.DEFINE_string('topology', None, 'A TPU pod such as v5e:16x16, gpu:8, or nothing: the devices of this machine.')
+    flags.DEFINE_bool('all', False, 'Every published size at 256×256 on a pod of each kind, as one table.')
     cli.parse()
+    config, topology = flags.FLAGS.config, flags.FLAGS.topology
     with cli.one_sentence():
-        if (TOPOLOGY.value or '').partition(':')[0] in CHIPS or ALL.value:  # no TPU is here: libtpu must not look for one
+        if (topology or '').partition(':')[0] in CHIPS or flags.FLAGS.all:  # no TPU is here: libtpu must not look for one
             os.environ.update(WITHOUT_A_TPU)
         from jit_jax import build, sharding
 
-        if ALL.value:
+        if flags.FLAGS.all:
             print('| size | pod | mesh | remat | GiB a chip | ms a step at peak | ms of links | days at half of peak |')
             print('|---|---|---|---|---|---|---|---|')
             for variant in 'blhg':
                 for pod in PODS:
                     print(line(pod, *published(pod, f'imagenet256_{variant}16')), flush=True)
             return
-        if CONFIG.value is None:
+        if config is None:
             raise ValueError('--config says what to compile, for example --config=configs/uncond.py:imagenet256_l16.')
-        build.check(CONFIG.value)
-        run = build.programs(CONFIG.value, sharding.make_mesh(CONFIG.value.mesh, devices(TOPOLOGY.value)))
-    print(f'Compiling for {TOPOLOGY.value or "the devices of this machine"}: a minute or two …', flush=True)
+        build.check(config)
+        run = build.programs(config, sharding.make_mesh(config.mesh, devices(topology)))
+    print(f'Compiling for {topology or "the devices of this machine"}: a minute or two …', flush=True)
     report = compile_step(run)
     print(table(run, report))
     raise SystemExit(1 if report.problem else 0)

@@ -38,7 +38,9 @@ REFERENCE = flags.DEFINE_string(
 )
 LPIPS = flags.DEFINE_string('lpips', '', 'Weights of LPIPS (AlexNet, 0.1), .pth or .npz; adds it to PSNR and SSIM.')
 SWEEP = flags.DEFINE_string(
-    'sweep', None, 'One or two of ema=…, guidance=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric.'
+    'sweep',
+    None,
+    'One or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric.',
 )
 FINAL_NUM = flags.DEFINE_integer('final_num', None, 'After --sweep, measure its best cell with so many images.', lower_bound=2)
 
@@ -58,12 +60,20 @@ def glued(argv: list[str]) -> list[str]:
     return [*argv[:at], '--sweep=' + ' '.join(argv[at + 1 : end]), *argv[end:]]
 
 
+def sampler(name: str) -> str:
+    from jit_jax.sampling import SAMPLERS
+
+    if name not in SAMPLERS:
+        raise ValueError(name)
+    return name
+
+
 def sweep_axes(text: str, conditional: bool) -> dict[str, list]:
     """'ema=ema1,ema2 guidance=1:4:0.5' → values by name, ema first. Raises ValueError for what cannot be swept."""
     axes = {}
     for word in text.split():
         name, _, values = word.partition('=')
-        kind = {'ema': str, 'guidance': float, 'steps': int}.get(name)
+        kind = {'ema': str, 'sampler': sampler, 'guidance': float, 'steps': int}.get(name)
         try:
             if ':' in values:
                 first, last, step = map(float, values.split(':'))
@@ -73,9 +83,11 @@ def sweep_axes(text: str, conditional: bool) -> dict[str, list]:
         except (TypeError, ValueError):
             axes[name] = []
         if not axes[name]:
-            raise ValueError(f'--sweep: {word!r} is not ema=ema1,ema2 nor guidance=1.0:4.0:0.1 (first:last:step) nor steps=20,50.')
+            raise ValueError(
+                f'--sweep: {word!r} is not ema=ema1,ema2 nor guidance=1.0:4.0:0.1 (first:last:step) nor sampler=heun,multistep nor steps=20,50.'
+            )
     if not 1 <= len(axes) <= 2:
-        raise ValueError('--sweep takes one or two of ema, guidance and steps.')
+        raise ValueError('--sweep takes one or two of ema, guidance, sampler and steps.')
     if 'guidance' in axes and not conditional:
         raise ValueError('--sweep: guidance does nothing in a run without a condition; sweep ema or steps.')
     return dict(sorted(axes.items(), key=lambda axis: axis[0] != 'ema'))  # weights are read once for a row

@@ -279,9 +279,7 @@ class JiT(nn.Module):
         one = lambda key: block.init(key, x, jnp.zeros((1, 6, self.width)), angles, angles, None)['params']
         return jax.vmap(one)(jax.random.split(key, self.depth))
 
-    def __call__(
-        self, z, t, cond=None, cond_valid=None, label=None, label_valid=None, cond_grid=None, *, train: bool = False
-    ):
+    def __call__(self, z, t, cond=None, cond_valid=None, label=None, label_valid=None, cond_grid=None, *, train: bool = False):
         """Predicts the clean image.
 
         z: [B, H, W, C] noisy images. t: [B] times in [0, 1], or [1] when all rows share one.

@@ -72,7 +72,9 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1):
     unit = mesh.shape['data'] * mesh.shape['fsdp'] * accumulate
     if batch_size < 1 or batch_size % unit:
         low = max(batch_size // unit, 1) * unit
-        raise ValueError(f'config.batch_size {batch_size} must be a multiple of {unit} (data × fsdp × accumulate); try {low} or {low + unit}.')
+        raise ValueError(
+            f'config.batch_size {batch_size} must be a multiple of {unit} (data × fsdp × accumulate); try {low} or {low + unit}.'
+        )
 
 
 def path_name(path) -> str:

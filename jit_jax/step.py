@@ -50,9 +50,7 @@ def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int
     return jax.lax.scan(add, zero, (jax.tree.map(part, drawn), jax.random.split(key, accumulate)))[0]
 
 
-def train_step(
-    state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, average, log_every
-):
+def train_step(state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, average, log_every):
     """state, batch, the run's key → (state, metrics). Randomness is `fold_in(key, step)`: the same on any mesh."""
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     value, grads = loss_and_gradients(state.params, draw(batch, draw_key), dropout_key, loss, accumulate)

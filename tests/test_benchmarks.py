@@ -35,7 +35,7 @@ def test_rows_are_changes_of_a_config():
     assert list(found) == ['keep', '64+bfloat16'] and found['keep'].compute.dead_slots == 'keep' != config.compute.dead_slots
     assert found['64+bfloat16'].condition.kind == 'super_resolution' and found['64+bfloat16'].compute.dtype == 'bfloat16'
     assert set(measure.rows(config, step.CHANGES, None, step.DEFAULT)) >= {'keep', 'skip', '64', 'full', 'scanned', 'unscanned'}
-    with pytest.raises(ValueError, match='--rows: there is no \'kepe\'; there are'):
+    with pytest.raises(ValueError, match="--rows: there is no 'kepe'; there are"):
         measure.rows(config, step.CHANGES, ['skip+kepe'], [])
 
 

@@ -95,9 +95,7 @@ def test_resize_reads_pixel_i_at_i_times_scale():
     np.testing.assert_allclose(matrix[[0, 100, 298]], [[1, 0], [1 - 200 / 299, 200 / 299], [0, 1]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    'images', [np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)]
-)
+@pytest.mark.parametrize('images', [np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)])
 def test_features_take_only_uint8_nhwc(images):
     with pytest.raises(ValueError, match='uint8 images'):
         inception.features({}, images)
@@ -461,9 +459,7 @@ def test_fetch_never_replaces_a_file(server, tmp_path, monkeypatch, capsys):
 def test_fetch_without_a_network(tmp_path):
     command = [sys.executable, '-m', 'jit_jax.fid.fetch', f'--url=http://127.0.0.1:9/weights-{PREFIX}.pth']
     environment = {**os.environ, 'no_proxy': '*'}
-    done = subprocess.run(
-        [*command, f'--out={tmp_path}/w.pth'], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, f'--out={tmp_path}/w.pth'], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == ''
     assert done.stderr.startswith('Could not fetch http://127.0.0.1:9/') and done.stderr.count('\n') == 1
 

@@ -77,7 +77,9 @@ def test_rooms_do_not_know_what_they_must_not(path):
 
 
 def test_the_walk_finds_imports(tmp_path):
-    (tmp_path / 'x.py').write_text('import jax.numpy as jnp\ndef f():\n  from jit_jax import model, data\ndef main():\n  from jit_jax import loop')
+    (tmp_path / 'x.py').write_text(
+        'import jax.numpy as jnp\ndef f():\n  from jit_jax import model, data\ndef main():\n  from jit_jax import loop'
+    )
     found = imports(tmp_path / 'x.py')
     assert found == {'jax.numpy', 'jit_jax.model', 'jit_jax.data'} and rooms_of(found) == {'model', 'data'}
 

@@ -53,7 +53,9 @@ def shapes(model, **told):
     return {jax.tree_util.keystr(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize('null, dead_slots, scan', [('mask', 'skip', True), ('mask', 'keep', False), ('token', 'skip', False), ('token', 'keep', True)])
+@pytest.mark.parametrize(
+    'null, dead_slots, scan', [('mask', 'skip', True), ('mask', 'keep', False), ('token', 'skip', False), ('token', 'keep', True)]
+)
 def test_one_tree(tiny, fresh, told, null, dead_slots, scan):
     model = tiny(null=null, dead_slots=dead_slots, scan=scan, freeze_tables=False, tables='zero', remat='full')
     expected = {jax.tree_util.keystr(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(fresh)}
@@ -110,9 +112,7 @@ def test_rows_with_grids_of_their_own(tiny, params, run, told):
     small = told['mixed']['cond']
     cond = np.pad(small, ((0, 0), (0, 16), (0, 16), (0, 0)), constant_values=7.0)
     valid = np.pad(told['mixed']['cond_valid'].reshape(5, 8, 8), ((0, 0), (0, 8), (0, 8))).reshape(5, 256)
-    large, large_gradients = run(
-        tiny(), params, told['z'], told['t'], cond=cond, cond_valid=valid, cond_grid=np.full((5, 2), 8, np.int32)
-    )
+    large, large_gradients = run(tiny(), params, told['z'], told['t'], cond=cond, cond_valid=valid, cond_grid=np.full((5, 2), 8, np.int32))
     exact, gradients = run(
         tiny(), params, told['z'], told['t'], cond=small, cond_valid=told['mixed']['cond_valid'],
         label=np.zeros(5, np.int32), label_valid=np.zeros(5, bool),
@@ -318,7 +318,13 @@ def test_the_patch_embedding_starts_as_published_at_patch_16():
 
 
 def test_what_starts_normal_zero_and_one(fresh):
-    for leaf in (fresh['time_in']['kernel'], fresh['time_out']['kernel'], fresh['classes'], fresh['class_positions'], fresh['no_condition']):
+    for leaf in (
+        fresh['time_in']['kernel'],
+        fresh['time_out']['kernel'],
+        fresh['classes'],
+        fresh['class_positions'],
+        fresh['no_condition'],
+    ):
         sigmas = 4 / math.sqrt(2 * leaf.size)
         assert leaf.std() == pytest.approx(0.02, rel=sigmas) and abs(leaf.mean()) < 0.02 * sigmas * 1.5
     zeros = [fresh['modulation_kernel'], fresh['modulation_bias'], *jax.tree.leaves((fresh['final'], fresh['final_modulation']))]

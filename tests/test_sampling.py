@@ -57,7 +57,9 @@ def test_a_loop_by_hand(sampler):
     np.testing.assert_allclose(ours, z, atol=2e-4)
 
 
-@pytest.mark.parametrize('sampler, steps, count', [('heun', 50, 99), ('euler', 50, 50), ('multistep', 50, 50), ('heun', 1, 1), ('euler', 1, 1)])
+@pytest.mark.parametrize(
+    'sampler, steps, count', [('heun', 50, 99), ('euler', 50, 50), ('multistep', 50, 50), ('heun', 1, 1), ('euler', 1, 1)]
+)
 def test_network_passes(sampler, steps, count):
     times = []
 
@@ -143,7 +145,11 @@ def first_step(tiny, params, told):
 
     def images(interval, z):
         settings = Settings(steps=1, guidance=3.0, interval=interval)
-        return np.asarray(generate.jitted(tiny(), Diffusion(noise_scale=0.5), settings, sharding.make_mesh((-1, 1, 1), jax.devices()[:1]))(params, z, told['full']))
+        return np.asarray(
+            generate.jitted(tiny(), Diffusion(noise_scale=0.5), settings, sharding.make_mesh((-1, 1, 1), jax.devices()[:1]))(
+                params, z, told['full']
+            )
+        )
 
     return images
 

@@ -60,7 +60,10 @@ def test_draw(row, picture):
 def test_draw_marks_a_run_that_is_live_in_part():
     valid = mask(64, None)
     valid[0, 5] = False
-    assert draw(np.concatenate([valid, mask(0, None)])).split('\n') == ['▒███············│████████████████', '················│████████████████']
+    assert draw(np.concatenate([valid, mask(0, None)])).split('\n') == [
+        '▒███············│████████████████',
+        '················│████████████████',
+    ]
 
 
 @given(st.sampled_from([0, 1, 64, 252]), st.sampled_from([0, 4]), st.integers(0, 2**32 - 1))

@@ -87,7 +87,9 @@ def test_big_arrays_are_split(states, variant, shape):
         part = place.shard_shape(leaf.shape)  # raises where a dimension does not divide
         return math.prod(part), leaf.size
 
-    counts = [*jax.tree.leaves(jax.tree_util.tree_map_with_path(check, states[variant].params, places), is_leaf=lambda x: isinstance(x, tuple))]
+    counts = [
+        *jax.tree.leaves(jax.tree_util.tree_map_with_path(check, states[variant].params, places), is_leaf=lambda x: isinstance(x, tuple))
+    ]
     if variant in 'BLHG' and shape[2] == 1:
         assert sum(part for part, _ in counts) < 1.02 / shape[1] * sum(whole for _, whole in counts)
 

@@ -146,7 +146,9 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
     rest, _ = jax.jit(adamw.update)(gradients, adamw.init(params), params)
     blocks, rest_blocks = ours.pop('blocks'), rest.pop('blocks')
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, rest)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *({n: x['bias'] for n, x in t.items()} for t in (blocks, rest_blocks)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *({n: x['bias'] for n, x in t.items()} for t in (blocks, rest_blocks))
+    )
 
     q = np.asarray(blocks['qkv']['kernel'])[:, :, 0].reshape(2, 8, 8)
     w1 = np.asarray(blocks['w12']['kernel'])[:, :, 0]
