@@ -53,7 +53,7 @@ def configured():
     from jit_jax.model import size
 
     jax.config.update('jax_enable_compilation_cache', False)  # or a second run would find compiling quick
-    cli.config_name(CONFIG)
+    cli.config_name(FLAGS['config'])
     config = FLAGS.config
     config.batch_size = FLAGS.batch or config.batch_size
     config.model.variant = variant = FLAGS.variant or config.model.variant
