@@ -19,11 +19,11 @@ CONFIG = cli.define_config('config', 'A file of configs/, with :preset after the
 def main() -> None:
     cli.restart_with()
     cli.parse()
-    from jit_jax import build, data, loop  # after the restart: JAX reads its environment when it is imported
+    from jit_jax import build, data, loop, model  # after the restart: JAX reads its environment when it is imported
 
     with cli.one_sentence():
         workdir = WORKDIR.value or os.path.join('runs', cli.config_name(CONFIG))
-        cli.use_cpu_cores(CONFIG.value.batch_size)
+        cli.use_cpu_cores(CONFIG.value.batch_size, model.size(CONFIG.value.model.variant)['width'])
         cli.join_processes()
         run = build.run(CONFIG.value)
     with cli.one_sentence(loop.Refused, data.DataError, FloatingPointError, MemoryError, OSError):

@@ -128,7 +128,9 @@ def official(config, variant: str) -> dict:
 
 def ours(config, variant: str) -> dict:
     """The same of this project."""
-    cli.use_cpu_cores(config.batch_size)
+    from jit_jax.model import size
+
+    cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
     import jax
 
     train = functools.cache(lambda: Training(1).program(config))  # compiled when first asked for

@@ -98,12 +98,14 @@ def settled():
 
 
 def main():
+    from jit_jax.model import size
+
     cli.restart_with()
     measure.define()
     cli.parse()
     with cli.one_sentence():
         config, variant = settled()
-        cli.use_cpu_cores(config.batch_size)
+        cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
         configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
         s = config.sample
         told = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'

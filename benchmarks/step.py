@@ -80,12 +80,14 @@ class Training:
 
 
 def main():
+    from jit_jax.model import size
+
     cli.restart_with()
     measure.define()
     cli.parse()
     with cli.one_sentence():
         config, variant = measure.configured()
-        cli.use_cpu_cores(config.batch_size)
+        cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
         configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
         steps = FLAGS.steps or 5
         print(measure.title(config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'))

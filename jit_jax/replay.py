@@ -58,7 +58,7 @@ def main() -> None:
     import jax
     from ml_collections import ConfigDict
 
-    from jit_jax import build, checkpoint, loop
+    from jit_jax import build, checkpoint, loop, model
     from jit_jax.sharding import to_device
     from jit_jax.step import batch_loss, draw
 
@@ -69,7 +69,7 @@ def main() -> None:
         step, good = int(bundle['step']), int(bundle['checkpoint'])
         with open(os.path.join(workdir, 'config.json')) as file:
             config = ConfigDict({name: value for name, value in json.load(file).items() if name != 'classes'})
-        cli.use_cpu_cores(config.batch_size)
+        cli.use_cpu_cores(config.batch_size, model.size(config.model.variant)['width'])
         run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
         state = checkpoints.restore(good, run.like) if good else loop.starting_state(run, workdir, checkpoints)[0]
         if int(state.step) != good:
