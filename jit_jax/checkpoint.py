@@ -35,6 +35,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jit_jax import manifest as manifests
 from jit_jax.manifest import MANIFEST, UNSIGNED, Damaged, sign
+from jit_jax.metrics import remote
 from jit_jax.model import size
 from jit_jax.state import TrainState
 
@@ -143,7 +144,7 @@ class Checkpoints:
         logging.get_absl_logger().removeFilter(_worth_reading)
 
     def _staging(self, step: int) -> epath.Path:
-        return self._root / (str(step) if _remote(self._root) else f'{step}{PARTIAL}')
+        return self._root / (str(step) if remote(self._root) else f'{step}{PARTIAL}')
 
     def _may_save(self, step: int, items: dict) -> bool:
         """Whether the step is new and there is room for it. Asked before Orbax starts, as it fails slowly and loudly."""
@@ -155,7 +156,7 @@ class Checkpoints:
             trial = self._root / f'{step}{PARTIAL}-trial'
             trial.write_text('a few bytes')
             trial.unlink()
-            room = math.inf if _remote(self._root) else shutil.disk_usage(self._root).free
+            room = math.inf if remote(self._root) else shutil.disk_usage(self._root).free
             need = sum(x.nbytes for x in jax.tree.leaves(items))
             if need <= room:
                 return True
@@ -171,7 +172,7 @@ class Checkpoints:
             checkpointer.close()
             if first:
                 manifests.seal(self._staging(step), manifest)
-                if not _remote(self._root):
+                if not remote(self._root):
                     self._staging(step).rename(self._root / str(step))
             self._newest = step
         except Exception as error:  # noqa: BLE001 - as in save
@@ -193,7 +194,7 @@ class Checkpoints:
         keep = self._policy.should_preserve(complete, context=policies.PreservationContext())
         for step in [about.step for about, kept in zip(complete, keep) if not kept]:
             folder = self._root / str(step)
-            if _remote(folder):
+            if remote(folder):
                 (folder / MANIFEST).unlink()
             else:  # out of sight in one move, so that a kill in the middle of removing leaves no half step
                 folder = folder.rename(self._root / f'{step}{PARTIAL}')
@@ -334,7 +335,7 @@ def lock(workdir) -> Iterator[None]:
 
 
 def _take(workdir: epath.Path, held: contextlib.ExitStack) -> OSError | None:
-    if _remote(workdir):
+    if remote(workdir):
         logging.info('%s has no locks: start one run on it at a time.', workdir)
         return None
     try:
@@ -395,12 +396,8 @@ def _from_first(value: int | None) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value or 0)))
 
 
-def _remote(path: epath.Path) -> bool:
-    return '://' in os.fspath(path)
-
-
 def _absolute(path: epath.Path) -> epath.Path:
-    return path if _remote(path) else path.absolute()
+    return path if remote(path) else path.absolute()
 
 
 def _listed(names, most: int = 8) -> str:

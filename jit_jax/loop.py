@@ -1,6 +1,7 @@
 """A training run from top to bottom."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from jit_jax import checkpoint, data, metrics, report, speed
@@ -150,7 +152,7 @@ def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str
     """The three ways in, in this order: resume this workdir, start from another run's weights, start fresh."""
     step = checkpoints.newest()
     if step is not None:
-        stored, config = json.loads(read(os.path.join(workdir, 'config.json'))), run.record
+        stored, config = json.loads((epath.Path(workdir) / 'config.json').read_text()), run.record
         refuse(checkpoint.compatible(stored, config), f'{workdir} holds a run of another architecture')
         changed = differences(stored, config)
         how = f'Resuming {workdir} at step {step}' + (f', with {", ".join(changed)} changed.' if changed else '.')
@@ -197,18 +199,10 @@ def differences(a: dict, b: dict, prefix: str = '') -> list[str]:
     return keys
 
 
-def read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
-
-
 def write_config(run: Run, workdir: str) -> None:
     """config.json, whole or not at all."""
     if jax.process_index() == 0:
-        path = os.path.join(workdir, 'config.json')
-        with open(path + '.tmp', 'w') as file:
-            json.dump(run.record, file, indent=1)
-        os.replace(path + '.tmp', path)
+        metrics.write_whole(os.path.join(workdir, 'config.json'), json.dumps(run.record, indent=1).encode())
 
 
 def summary(run: Run, state) -> str:
@@ -230,7 +224,9 @@ def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkp
         good, path = checkpoints.wait() or 0, os.path.join(workdir, f'nan-{step}.npz')
         rows = {f'batch/{name}': multihost_utils.process_allgather(v, tiled=True) for name, v in batch.items()}
         if jax.process_index() == 0:
-            np.savez(path, step=step, seed=config.seed, checkpoint=good, **rows)
+            content = io.BytesIO()
+            np.savez(content, step=step, seed=config.seed, checkpoint=good, **rows)
+            metrics.write_whole(path, content.getvalue())
         raise FloatingPointError(
             f'At step {step} the loss is {numbers["loss"]:.4g} and its gradient {numbers["grad_norm"]:.4g}; {workdir} is good up to step {good}. '
             f'To see where it comes from: python -m jit_jax.replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'

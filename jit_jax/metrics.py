@@ -1,6 +1,7 @@
 """What a run tells people: metrics.jsonl, TensorBoard, a progress line, and grids of images."""
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,9 +33,8 @@ class Writer:
         from tensorboardX import SummaryWriter
         from tensorboardX.summary import hparams
 
-        self.path = os.path.join(workdir, 'metrics.jsonl')
+        self.path = epath.Path(workdir) / 'metrics.jsonl'
         drop_lines_after(self.path, start)
-        self.file = open(self.path, 'a')
         self.board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start + 1)
         for summary in hparams(flat(config), {'loss': 0}) if config else ():
             self.board.file_writer.add_summary(summary)
@@ -43,12 +44,11 @@ class Writer:
         self.opened = (start, time.perf_counter())
 
     def scalars(self, step: int, values: dict) -> None:
-        """Appends one line for `step`, flushed, so that a checkpoint never knows more than the file."""
+        """Appends one line for `step`, so that a checkpoint never knows more than the file."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in values.items()}
-        self.file.write(json.dumps({'step': step, **values}) + '\n')
-        self.file.flush()
+        append(self.path, json.dumps({'step': step, **values}) + '\n')
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         if self.wandb:  # which drops steps that it has: those that a resumed run repeats
@@ -82,7 +82,6 @@ class Writer:
     def close(self) -> None:
         if self.enabled:
             self.bar.close()
-            self.file.close()
             self.board.close()
             if self.wandb:
                 self.wandb.finish()
@@ -92,13 +91,13 @@ def join_wandb(workdir: str, config: dict) -> object:
     """The run's page at Weights & Biases: its id is kept in the folder, so that a resumed run goes on there."""
     import wandb
 
-    path = os.path.join(workdir, 'wandb_id')
-    if not os.path.exists(path):
-        with open(path, 'w') as file:
-            file.write(secrets.token_hex(4))
-    with open(path) as file:
-        name = os.path.basename(os.path.abspath(workdir))
-        return wandb.init(project=config['wandb']['project'], id=file.read(), resume='allow', name=name, dir=workdir, config=config)
+    path = epath.Path(workdir) / 'wandb_id'
+    if not path.exists():
+        write_whole(path, secrets.token_hex(4).encode())
+    where = {} if remote(path) else {'dir': workdir}
+    return wandb.init(
+        project=config['wandb']['project'], id=path.read_text(), resume='allow', name=path.parent.name, config=config, **where
+    )
 
 
 def flat(config: dict, prefix: str = '') -> dict:
@@ -142,21 +141,44 @@ class Clock:
         self.paused += time.perf_counter() - began
 
 
-def drop_lines_after(path: str, step: int) -> None:
+def remote(path) -> bool:
+    """Whether a path is in an object store, gs:// and the like, where nothing is appended or renamed."""
+    return '://' in os.fspath(path)
+
+
+def write_whole(path, content: bytes) -> None:
+    """Writes a file, and its folder, whole or not at all."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path if remote(path) else path.parent / f'{path.name}.tmp'
+    part.write_bytes(content)
+    if part != path:
+        os.replace(part, path)
+
+
+def append(path, line: str) -> None:
+    """Appends a line to a file."""
+    path = epath.Path(path)
+    if remote(path):
+        path.write_text((path.read_text() if path.exists() else '') + line)
+    else:
+        with path.open('a') as file:
+            file.write(line)
+
+
+def drop_lines_after(path, step: int) -> None:
     """Rewrites a metrics.jsonl without lines after `step` and without a torn last line; nothing when there is no file."""
-    if not os.path.exists(path):
+    path = epath.Path(path)
+    if not path.exists():
         return
     kept = []
-    with open(path) as lines:
-        for line in lines:
-            try:
-                if line.endswith('\n') and json.loads(line)['step'] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue
-    with open(path + '.tmp', 'w') as out:
-        out.writelines(kept)
-    os.replace(path + '.tmp', path)
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith('\n') and json.loads(line)['step'] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_whole(path, ''.join(kept).encode())
 
 
 def to_uint8(images) -> np.ndarray:
@@ -177,6 +199,6 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def save_png(path: str, image: np.ndarray) -> None:
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    Image.fromarray(image).save(path + '.tmp', 'PNG')
-    os.replace(path + '.tmp', path)
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, 'PNG')
+    write_whole(path, content.getvalue())

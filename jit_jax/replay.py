@@ -6,11 +6,13 @@ A stopped run leaves the bundle: the step's batch, its number, the seed and the 
 trained again, which gives the same parameters; then the step is computed one operation at a time.
 """
 
+import io
 import json
 import os
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 from jit_jax import cli
 
@@ -65,10 +67,10 @@ def main() -> None:
     with cli.one_sentence():
         if not BUNDLE.value:
             raise ValueError('--bundle names the nan-<step>.npz that a stopped run has left in its folder.')
-        bundle, workdir = np.load(BUNDLE.value), os.path.dirname(BUNDLE.value) or '.'
+        bundle, workdir = np.load(io.BytesIO(epath.Path(BUNDLE.value).read_bytes())), os.path.dirname(BUNDLE.value) or '.'
         step, good = int(bundle['step']), int(bundle['checkpoint'])
-        with open(os.path.join(workdir, 'config.json')) as file:
-            config = ConfigDict({name: value for name, value in json.load(file).items() if name != 'classes'})
+        stored = json.loads((epath.Path(workdir) / 'config.json').read_text())
+        config = ConfigDict({name: value for name, value in stored.items() if name != 'classes'})
         cli.use_cpu_cores(config.batch_size, model.size(config.model.variant)['width'])
         run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
         state = checkpoints.restore(good, run.like) if good else loop.starting_state(run, workdir, checkpoints)[0]

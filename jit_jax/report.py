@@ -7,6 +7,7 @@ A run writes it at its end. It draws no samples: it reads those in `samples/` an
 
 import base64
 import html
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from importlib.metadata import version
 
 import jax
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from jit_jax import build, conditions, data, metrics, preview, sequence
@@ -35,14 +37,13 @@ def families(path: str) -> dict[str, dict[str, list]]:
     What ends in a number shares a chart; what is always zero has none.
     """
     found = {'loss': {}, 'learning_rate': {}}
-    with open(path) as lines:
-        for line in map(json.loads, lines):
-            for name, value in line.items():
-                if name == 'step' or not math.isfinite(value):
-                    continue
-                parts = re.fullmatch(r'(.+)[_/](t?[\d.]+)', name)
-                family, member = parts.groups() if parts else (name, '')
-                found.setdefault(family, {}).setdefault(member, []).append((line['step'], value))
+    for line in map(json.loads, epath.Path(path).read_text().splitlines()):
+        for name, value in line.items():
+            if name == 'step' or not math.isfinite(value):
+                continue
+            parts = re.fullmatch(r'(.+?)[_/](t?[\d.]+(?:_[\d.]+)?)', name)
+            family, member = parts.groups() if parts else (name, '')
+            found.setdefault(family, {}).setdefault(member, []).append((line['step'], value))
     return {name: series for name, series in found.items() if any(value for rows in series.values() for _, value in rows)}
 
 
@@ -152,8 +153,7 @@ class Page:
     def picture(self, name: str, image: np.ndarray, caption: str = '', width: int | None = None) -> None:
         path = os.path.join(self.folder, f'{name}.png')
         metrics.save_png(path, image)
-        with open(path, 'rb') as file:
-            data = base64.b64encode(file.read()).decode()
+        data = base64.b64encode(epath.Path(path).read_bytes()).decode()
         image = f'<img alt="{html.escape(name)}" width="{width or min(2 * image.shape[1], 1000)}" src="data:image/png;base64,{data}">'
         self.parts.append(f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>')
 
@@ -168,16 +168,17 @@ def write(workdir: str, config: dict, train=None, test=None) -> str:
     page.section('Curves', 'Every number of metrics.jsonl over steps; mfu is the share of the rate that plain matrix products reach here.')
     for name, series in families(os.path.join(workdir, 'metrics.jsonl')).items():
         page.picture(f'chart-{name.replace("/", "-")}', chart(name, series), width=WIDTH)
-    folder = os.path.join(workdir, 'samples')
-    steps = sorted(name for name in os.listdir(folder) if name[0].isdigit() and name.endswith('.png')) if os.path.isdir(folder) else []
+    folder = epath.Path(workdir) / 'samples'
+    steps = sorted(path.name for path in folder.iterdir() if re.fullmatch(r'\d+\.png', path.name)) if folder.exists() else []
+    opened = lambda name: Image.open(io.BytesIO((folder / name).read_bytes()))
     if steps:
         triples = bool(kinds - {'class'})
         page.section('Samples over time', 'The same noise' + (' and conditions; condition | result | truth.' if triples else '.'))
         for name in [steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, 6)})]:
-            image = Image.open(os.path.join(folder, name))
+            image = opened(name)
             image.thumbnail((320, 640))
             page.picture(f'samples-{name[:-4]}', np.asarray(image), f'step {int(name[:-4])}', width=156)
-        last = np.asarray(Image.open(os.path.join(folder, steps[-1])))
+        last = np.asarray(opened(steps[-1]))
         page.section('The newest samples', f'Step {int(steps[-1][:-4])}.')
         page.picture('newest', last)
         if train is not None:
@@ -198,9 +199,7 @@ def write(workdir: str, config: dict, train=None, test=None) -> str:
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
     about = f'JiT-{model["variant"]} at {size}×{size}, condition {config["condition"]["kind"]}'
     path = os.path.join(page.folder, 'index.html')
-    with open(path + '.tmp', 'w') as file:
-        file.write(f'{head}<h1>{name}</h1><p>{html.escape(about)}</p>{"".join(page.parts)}</html>')
-    os.replace(path + '.tmp', path)
+    metrics.write_whole(path, f'{head}<h1>{name}</h1><p>{html.escape(about)}</p>{"".join(page.parts)}</html>'.encode())
     return path
 
 
@@ -222,8 +221,7 @@ def main() -> None:
     with cli.one_sentence():
         if not workdir.value:
             raise ValueError('--workdir says which run to report, for example --workdir=runs/uncond.')
-        with open(os.path.join(workdir.value, 'config.json')) as file:
-            config = json.load(file)
+        config = json.loads((epath.Path(workdir.value) / 'config.json').read_text())
         sources = []
         try:
             sources = [build.source(config, split) for split in ('train', 'test')]

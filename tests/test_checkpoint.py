@@ -551,7 +551,7 @@ def test_places_without_locks(tmp_path, monkeypatch, caplog):
 
 def test_an_object_store(tmp_path, monkeypatch, caplog):
     """Where nothing can be renamed, a step is written in place and the manifest decides."""
-    monkeypatch.setattr(checkpoint, '_remote', lambda path: True)
+    monkeypatch.setattr(checkpoint, 'remote', lambda path: True)
     checkpoints = run_with(tmp_path, 1, 2, 3, keep_last=2)
     assert listing(tmp_path) == ['2', '3']
     (tmp_path / 'checkpoints/3/manifest.json').unlink()

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import re
@@ -237,3 +238,31 @@ def test_save_png_makes_folders_and_leaves_nothing_beside(tmp_path):
         save_png(str(tmp_path / 'a' / 'b.png'), image)
     np.testing.assert_array_equal(Image.open(tmp_path / 'a/b.png'), image)
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['b.png']
+
+
+def test_an_object_store_gets_the_same_files(tmp_path, monkeypatch):
+    """gs:// as fsspec serves it, in memory; it can neither append nor rename."""
+    import fsspec.registry  # noqa: F401
+    from etils import epath
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        store, pseudo_dirs = {}, ['']  # its own
+
+        def _open(self, path, mode='rb', **kwargs):
+            assert mode in ('rb', 'wb'), f'an object store has no mode {mode}'
+            return super()._open(path, mode, **kwargs)
+
+        def mv(self, *args, **kwargs):
+            raise AssertionError('an object store does not rename')
+
+    for name in ('gs', 'gcs'):
+        monkeypatch.setitem(sys.modules['fsspec.registry']._registry, name, Store)
+    for folder in ('gs://bucket/run', tmp_path):
+        for step in (1, 2, 3):
+            metrics.append(epath.Path(folder) / 'metrics.jsonl', json.dumps({'step': step}) + '\n')
+        metrics.drop_lines_after(epath.Path(folder) / 'metrics.jsonl', 2)
+        metrics.save_png(f'{folder}/samples/latest.png', np.full((4, 4, 3), 7, np.uint8))
+        assert (epath.Path(folder) / 'metrics.jsonl').read_text() == '{"step": 1}\n{"step": 2}\n'
+        picture = Image.open(io.BytesIO((epath.Path(folder) / 'samples/latest.png').read_bytes()))
+        assert np.asarray(picture).tolist() == np.full((4, 4, 3), 7).tolist()
