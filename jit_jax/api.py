@@ -27,7 +27,7 @@ class Model:
     config: dict  # the run's config.json
     step: int
 
-    def apply(self, params, z, t, **told):
+    def apply(self, params, z, t, **told) -> jax.Array:
         """x̂ for noisy images z at times t; keywords as in `JiT.__call__`."""
         return self.net.apply({'params': params}, z, t, **told)
 
@@ -42,7 +42,7 @@ def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
     return Model(net, diffusion, build.settings(config), config, step), params
 
 
-def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_size: int = 64, **told_and_settings):
+def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_size: int = 64, **told_and_settings) -> np.ndarray:
     """Draws images number start … start + num − 1 of a key: uint8 [num, H, W, C].
 
     Image i depends on (key, i) and what is told about it alone, in any batching. told_and_settings: `cond` float32

@@ -14,7 +14,7 @@ RESIDUAL = 'attention'  # the name under which rematerialisation may keep what a
 THETA = 10000.0
 
 
-def rotation(places, head_width: int):
+def rotation(places, head_width: int) -> tuple:
     """cos and sin, float32 [S, K/2], for slots at `places` [S, 2] (row, column); at (0, 0) nothing turns.
 
     Places [B, S, 2] give [B, 1, S, K/2]. The first half of the pairs turns with the row, the second with the column;
@@ -28,7 +28,7 @@ def rotation(places, head_width: int):
     return xp.cos(angles).astype(jnp.float32), xp.sin(angles).astype(jnp.float32)
 
 
-def rotate(x, cos, sin):
+def rotate(x, cos, sin) -> jax.Array:
     """Turns x [B, H, S, K] by the angles of its slots; channel j pairs with channel j + K/2.
 
     The published code pairs neighbours (2j, 2j + 1). Here a head's even channels are stored first and its odd
@@ -38,7 +38,7 @@ def rotate(x, cos, sin):
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
 
 
-def attend(q, k, v, valid=None, backend: str = 'xla'):
+def attend(q, k, v, valid=None, backend: str = 'xla') -> jax.Array:
     """softmax(q·kᵀ/√K)·v over live keys, with float32 logits and softmax.
 
     q, k, v: [B, H, S, K]; valid: bool [B, S] or None when every slot is live. What a dead key holds does not
@@ -48,7 +48,7 @@ def attend(q, k, v, valid=None, backend: str = 'xla'):
     return checkpoint_name({'xla': xla, 'cudnn': cudnn, 'splash': splash}[backend](q, k, v, valid), RESIDUAL)
 
 
-def xla(q, k, v, valid):
+def xla(q, k, v, valid) -> jax.Array:
     """Plain products, on any platform and of any shape."""
     scale = q.shape[-1] ** -0.5
     logits = jnp.einsum('bhqk,bhsk->bhqs', q * scale, k, preferred_element_type=jnp.float32)
@@ -58,7 +58,7 @@ def xla(q, k, v, valid):
     return jnp.einsum('bhqs,bhsk->bhqk', weights, v)
 
 
-def cudnn(q, k, v, valid):
+def cudnn(q, k, v, valid) -> jax.Array:
     """cuDNN's flash attention. A mask would become a bias of [B, 1, S, S]; the length of each row costs nothing."""
     lengths = None if valid is None else valid.sum(1, dtype=jnp.int32)
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
@@ -66,7 +66,7 @@ def cudnn(q, k, v, valid):
     return out.transpose(0, 2, 1, 3)
 
 
-def splash(q, k, v, valid, interpret: bool = False):
+def splash(q, k, v, valid, interpret: bool = False) -> jax.Array:
     """The TPU's flash attention. Segments tell dead keys: every query is of segment 0, a dead key of segment 1.
 
     A kernel is opaque to the partitioner, so each device of the mesh in context runs it on its rows and heads.
@@ -121,12 +121,12 @@ def choose(backend: str, dtype, shape: tuple[int, int, int, int]) -> str:
     return 'xla' if missing else wanted
 
 
-def live_first(valid):
+def live_first(valid) -> tuple[jax.Array, jax.Array]:
     """The order of each row's slots with live ones first, int [B, S], and its inverse: take(take(x, a), b) is x."""
     order = jnp.argsort(~valid, axis=1, stable=True)
     return order, jnp.argsort(order, axis=1)
 
 
-def take(x, order):
+def take(x, order) -> jax.Array:
     """x [B, S, …] with the slots of each row in `order` [B, S]."""
     return jnp.take_along_axis(x, order[:, :, None], 1)

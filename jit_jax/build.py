@@ -46,7 +46,7 @@ RANGES = {  # numbers, from low to below high
 }  # fmt: skip
 
 
-def check(config: ConfigDict):
+def check(config: ConfigDict) -> None:
     """Raises ValueError, one sentence that names the key and the fix, for values no run can have."""
     for key, allowed in CHOICES.items():
         value = lookup(config, key)
@@ -122,7 +122,7 @@ def _check_rows(config, key: str, length: int, fits: Callable):
         raise ValueError(f'config.{key} must be {length} {"whole " if fits is _whole else ""}numbers; got {value}.')
 
 
-def lookup(config, key: str):
+def lookup(config, key: str) -> object:
     for part in key.split('.'):
         config = config[part]
     return config
@@ -153,7 +153,7 @@ def condition(config) -> Callable:
     return conditions.make(c['kind'], factor=c['factor'], hole=tuple(c['hole']))
 
 
-def source(config, split: str):
+def source(config, split: str) -> data.Source:
     """The images of 'train' or 'test'."""
     d, m = config['data'], config['model']
     return data.open_source(

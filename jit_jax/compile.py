@@ -210,7 +210,7 @@ def table(run, report: Report) -> str:
     return '\n'.join([*lines, verdict])
 
 
-def published(topology: str, preset: str):
+def published(topology: str, preset: str) -> tuple:
     """A published recipe on a pod, with as little rematerialisation as fits: (run, report)."""
     from configs import uncond
     from jit_jax import build, sharding

@@ -123,14 +123,14 @@ class Command:
         self.alone = jax.process_index() == 0  # speaks and writes
         self.measure = self.measures(NUM.value, [self.first] if self.axes else self.names)
 
-    def measures(self, num: int, names: list[str]):
+    def measures(self, num: int, names: list[str]) -> object:
         from jit_jax import measure
 
         files = {'inception': INCEPTION.value, 'reference': REFERENCE.value, 'lpips': LPIPS.value, 'cache': self.folder}
         how = {'num': num, 'batch': BATCH.value, 'seed': SEED.value, 'train': self.train, 'test': self.test}
         return measure.Measure(self.model, self.mesh, names, **how, **files)
 
-    def say(self, text: str, end: str = '\n'):
+    def say(self, text: str, end: str = '\n') -> None:
         if self.alone:
             print(text, end=end, flush=True)
 
@@ -199,7 +199,7 @@ class Command:
         self.say(f'Best: {score} {values[best]:.4f} with {where}; heat map in {path}')
         return best
 
-    def run(self):
+    def run(self) -> None:
         ema, settings, measure = EMA.value, self.settings, self.measure
         if self.axes:
             ema, settings = self.sweep()
@@ -221,7 +221,7 @@ def tag(what: dict) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def main():
+def main() -> None:
     cli.restart_with()
     cli.parse(glued(sys.argv))
     cli.use_cpu_cores(BATCH.value)

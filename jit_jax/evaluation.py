@@ -22,7 +22,7 @@ def psnr(a, b) -> np.ndarray:
 
 
 @jax.jit
-def ssim(a, b):
+def ssim(a, b) -> jax.Array:
     """Structural similarity, float32 [N] (Wang et al. 2004): Gaussian window 11×11, σ 1.5, mean over channels and valid pixels."""
     window = jnp.exp(-0.5 * (jnp.arange(-5, 6) / 1.5) ** 2)
     window = window / window.sum()
@@ -70,7 +70,7 @@ class Classifier:
         return moments
 
 
-def denoising(params, batch, key, *, model, d, condition):
+def denoising(params, batch, key, *, model, d, condition) -> dict:
     """How well held-out images are denoised, summed over the rows of a batch whose 'weight' is 1.
 
     Returns {'weight': [], 'mse': [3], 'psnr': [3], 'v_loss': [BUCKETS]}: MSE (of images in [−1, 1]) and PSNR of x̂ at

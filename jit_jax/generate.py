@@ -1,5 +1,6 @@
 """The network, a sampler and guidance put together: noise and what the model is told → images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -21,7 +22,7 @@ class Settings:
     interval: tuple[float, float] = (0.0, 1.0)
 
 
-def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Settings, watch=None):
+def generate(params, z, told: dict, *, model: JiT, d: Diffusion, settings: Settings, watch=None) -> jax.Array:
     """Denoises z [B, H, W, C] (unit normal noise) under `told` (keywords of `JiT.__call__`) → float32 images in about [−1, 1].
 
     The null branch of guidance is the same network without condition slots, so it pays for 256 of them.
@@ -53,7 +54,7 @@ def watched(net: sampling.Denoise, watch) -> sampling.Denoise:
     return denoise
 
 
-def noise(key, start: int, count: int, model: JiT):
+def noise(key, start: int, count: int, model: JiT) -> jax.Array:
     """Unit normal noise of images number start … start + count − 1: image i is the same in any batching."""
     shape = (model.image_size, model.image_size, model.channels)
     one = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
@@ -61,6 +62,6 @@ def noise(key, start: int, count: int, model: JiT):
 
 
 @lru_cache(16)  # a Linen module, its settings and a mesh hash by what they hold, so a second call finds its program
-def jitted(model: JiT, d: Diffusion, settings: Settings, mesh: jax.sharding.Mesh):
+def jitted(model: JiT, d: Diffusion, settings: Settings, mesh: jax.sharding.Mesh) -> Callable:
     """`generate` compiled for arrays on `mesh`: (params, z, told) → images."""
     return jax.jit(sharding.within(mesh, partial(generate, model=model, d=d, settings=settings)))

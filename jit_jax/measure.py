@@ -84,7 +84,7 @@ class Measure:
             progress(start + count)
         return {name: float(value) for eye in self.eyes for name, value in eye.end().items()}
 
-    def part(self, params, settings, folder: str, start: int):
+    def part(self, params, settings, folder: str, start: int) -> tuple:
         """(images, what the model was told, truth) from number `start` on; the images uint8, rounded as a PNG would be."""
         if self.model.config['condition']['kind'] == 'class':
             told, truth = {'label': (start + np.arange(self.size, dtype=np.int32)) % self.model.net.num_classes}, None
@@ -117,10 +117,10 @@ class TruthEye:
             look = partial(lpips.distance, jax.device_put(lpips.load_weights(weights)))
             self.scores['lpips'] = lambda a, b: look(rgb(a), rgb(b))
 
-    def begin(self):
+    def begin(self) -> None:
         self.rows = {f'{name}{whose}': [] for name in self.scores for whose in ('', '_baseline')}
 
-    def see(self, images, told, truth):
+    def see(self, images, told, truth) -> None:
         guess = metrics.to_uint8(evaluation.guess(told, self.net.image_size))
         for name, score in self.scores.items():
             self.rows[name].append(np.asarray(score(images, truth)))
@@ -149,10 +149,10 @@ class ClassifierEye:
         rows = [source[i] for i in np.linspace(0, len(source) - 1, min(len(source), LEARNT_FROM)).astype(int)]
         return {name: np.stack([row[name] for row in rows]) for name in ('image', 'label')}
 
-    def begin(self):
+    def begin(self) -> None:
         self.moments, self.readable = None, []
 
-    def see(self, images, told, truth):
+    def see(self, images, told, truth) -> None:
         self.moments = self.net.moments(images, self.moments)
         self.readable.append(self.net.confidence(images) > 0.7)  # a share with more than 0.7 for one class
 
@@ -174,14 +174,14 @@ class InceptionEye:
         about = repr((reference, config.get('data'), config['model']['image_size'], os.path.getsize(weights)))
         self.cache = cache and os.path.join(cache, f'reference-{hashlib.sha256(about.encode()).hexdigest()[:12]}.npz')
 
-    def begin(self):
+    def begin(self) -> None:
         self.ours = Features(self.keep + ('logits_unbiased',) * ('is' in self.names))
 
-    def see(self, images, told, truth):
+    def see(self, images, told, truth) -> None:
         rows = np.arange(self.size)
         self.look(self.ours, spread({'image': images[rows % len(images)], 'weight': rows < len(images)}, self.mesh))
 
-    def look(self, features: 'Features', batch: dict):
+    def look(self, features: 'Features', batch: dict) -> None:
         features.add(self.features(self.weights, rgb(batch['image'])), batch['weight'])
 
     def learn(self) -> tuple:
@@ -221,7 +221,7 @@ class Features:
     def __init__(self, keep: tuple[str, ...]):
         self.moments, self.kept = distance.Moments(2048), {name: [] for name in keep}
 
-    def add(self, found: dict, weight):
+    def add(self, found: dict, weight) -> None:
         self.moments.update(own(found['2048']), own(weight))
         for name, parts in self.kept.items():
             parts.append(process_allgather(found[name], tiled=True)[process_allgather(weight, tiled=True)])
@@ -240,7 +240,7 @@ def own(array) -> np.ndarray:
     return np.concatenate(parts or [np.zeros((0, *array.shape[1:]))])
 
 
-def rgb(images):
+def rgb(images) -> jax.Array:
     return images if images.shape[-1] == 3 else images.repeat(3, -1)
 
 
@@ -259,7 +259,7 @@ class Stored:
     load = __getitem__
 
 
-def open_reference(text: str, config: dict, with_images: bool):
+def open_reference(text: str, config: dict, with_images: bool) -> tuple | list:
     """What --reference names: (mu, sigma), or a list of sources.
 
     text: an .npz with mu and sigma or ADM's arr_0, a folder of images, or a split of the run's own data. with_images:
@@ -307,7 +307,7 @@ class Watch:
             self.names = check(run.record, measurable(run.record, self.at.inception), self.at.inception, self.at.reference)
         self.measure = self.denoising = None  # set up when they are first due
 
-    def look(self, state, step: int, writer):
+    def look(self, state, step: int, writer) -> None:
         """Writes what is due after `step`; every process takes part, the first one writes."""
         c, at, run, values = self.run.config, self.at, self.run, {}
         due = lambda every: every and (step % every == 0 or step == c.steps)

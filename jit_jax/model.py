@@ -69,7 +69,7 @@ def hidden_width(width: int) -> int:
     return int(int(4 * width) * 2 / 3)
 
 
-def xavier(key, shape, dtype=jnp.float32):
+def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
     """Xavier uniform on the fused matrix [shape[0], prod(shape[1:])], as the published initialisation has it."""
     limit = math.sqrt(6 / (shape[0] + math.prod(shape[1:])))
     return jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -107,7 +107,7 @@ class RMSNorm(nn.Module):
         return (y * weight).astype(x.dtype)
 
 
-def modulate(x, shift, scale):
+def modulate(x, shift, scale) -> jax.Array:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -176,7 +176,7 @@ def sincos_tables(width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([zero, half], 1), np.concatenate([half, zero], 1)
 
 
-def time_features(t, size: int = 256):
+def time_features(t, size: int = 256) -> jax.Array:
     """t [B] in [0, 1], not scaled → [B, size] of [cos | sin] with periods up to 10000."""
     frequency = jnp.exp(-math.log(10000) * jnp.arange(size // 2) / (size // 2))
     angles = t.astype(jnp.float32)[:, None] * frequency
@@ -212,7 +212,7 @@ class Slots(NamedTuple):
         )
 
 
-def join(*places):
+def join(*places) -> np.ndarray | jax.Array:
     """Concatenates places [·, 2] and [B, ·, 2] along their slots."""
     rows = [len(x) for x in places if x.ndim == 3]
     if not rows:
@@ -254,7 +254,7 @@ class JiT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     attention: str = 'auto'
 
-    def setup(self):
+    def setup(self) -> None:
         embed = dict(width=self.width, bottleneck=self.bottleneck, tables=self.tables, dtype=self.dtype)
         self.target_embed = PatchEmbed(freeze=self.freeze_tables, **embed)
         self.cond_embed = PatchEmbed(freeze=False, **embed)

@@ -24,7 +24,7 @@ class Preview:
         self.inputs = sharding.spread((noise(jax.random.key(config.seed), 0, rows, run.model), self.told), run.mesh)
         self.generate = jitted(run.model, run.diffusion, run.settings, run.mesh)
 
-    def draw(self, state, step: int, writer):
+    def draw(self, state, step: int, writer) -> None:
         """samples/<step>.png, and samples/latest.png beside it; every process takes part, the first one writes."""
         images = self.generate(state.ema['ema1'], *self.inputs)
         images = metrics.to_uint8(multihost_utils.process_allgather(images, tiled=True))

@@ -62,7 +62,7 @@ def load_labels(names, num: int, model) -> np.ndarray:
     return np.resize(np.asarray(numbers, np.int32), num)
 
 
-def main():
+def main() -> None:
     cli.restart_with()
     cli.parse()
     import jax

@@ -17,20 +17,20 @@ GUIDANCE = {(256, 'B'): 3.0, (256, 'L'): 2.4, (256, 'H'): 2.2, (512, 'B'): 3.0, 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def euler(v: Denoise, z, t, t_next, before):
+def euler(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
     """z + (t' − t)·v(z, t)."""
     now = v(z, t)
     return z + (t_next - t) * now, now
 
 
-def heun(v: Denoise, z, t, t_next, before):
+def heun(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
     """Euler's step, then the mean of the velocities at both of its ends: two passes of the network."""
     now = v(z, t)
     ahead = v(z + (t_next - t) * now, t_next)
     return z + (t_next - t) * 0.5 * (now + ahead), now
 
 
-def multistep(v: Denoise, z, t, t_next, before):
+def multistep(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
     """Adams and Bashforth's second order: the velocity goes on changing as it did since the step before. One pass."""
     now = v(z, t)
     slope = jnp.where(t > 0, 0.5 * (now - before), 0)  # nothing was before the first step
@@ -41,7 +41,7 @@ def multistep(v: Denoise, z, t, t_next, before):
 SAMPLERS = {'euler': euler, 'heun': heun, 'multistep': multistep}
 
 
-def sample(denoise: Denoise, z, d: Diffusion, *, steps: int, sampler: str = 'heun'):
+def sample(denoise: Denoise, z, d: Diffusion, *, steps: int, sampler: str = 'heun') -> jax.Array:
     """Integrates dz/dt = v from z at t = 0 (noise, already scaled) to an image at t = 1: float32, z's shape.
 
     `steps` equal steps; the last one is Euler's, as published for Heun: it ends on x̂. One scan, so it compiles one step.

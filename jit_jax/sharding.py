@@ -6,6 +6,7 @@ parameters' paths, so the same table places them. The model itself knows no mesh
 """
 
 import re
+from collections.abc import Callable
 from functools import wraps
 
 import jax
@@ -67,7 +68,7 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1):
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises ValueError, naming the nearest batch sizes, unless the batch splits over the mesh."""
     unit = mesh.shape['data'] * mesh.shape['fsdp'] * accumulate
     if batch_size < 1 or batch_size % unit:
@@ -99,18 +100,18 @@ def _fit(s: P, shape, mesh: Mesh) -> P:
     return P(*(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(s)))
 
 
-def shardings(tree, mesh: Mesh):
+def shardings(tree, mesh: Mesh) -> dict:
     """A NamedSharding for every leaf (array or ShapeDtypeStruct) of a state, by its path."""
     place = lambda path, leaf: NamedSharding(mesh, _fit(spec(path_name(path), leaf.shape), leaf.shape, mesh))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def in_memory(places, kind: str):
+def in_memory(places, kind: str) -> dict:
     """The NamedShardings of a tree, in the memory of the 'device' or of its 'host'."""
     return jax.tree.map(lambda place: place.with_memory_kind(MEMORY[kind]), places)
 
 
-def within(mesh: Mesh, f):
+def within(mesh: Mesh, f) -> Callable:
     """`f`, traced with the mesh in context: a kernel that the partitioner cannot split finds its axes there."""
 
     @wraps(f)
@@ -121,7 +122,7 @@ def within(mesh: Mesh, f):
     return traced
 
 
-def by_rows(x):
+def by_rows(x) -> jax.Array:
     """`x` [B, …], kept split over the batch axes of the mesh in context; x itself without one, or where B does not divide.
 
     Left alone, the partitioner may prefer to split what follows as the parameters are, and give each device the whole batch.
@@ -146,13 +147,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def spread(tree, mesh: Mesh):
+def spread(tree, mesh: Mesh) -> dict:
     """Rows that every process has in full (arrays [B, …], any tree) → global arrays split over the batch axes."""
     place = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda i: np.asarray(x)[i]), tree)
 
 
-def to_device(batch, mesh: Mesh):
+def to_device(batch, mesh: Mesh) -> dict:
     """This process's rows of a batch (numpy, any tree) → global arrays split over the batch axes."""
     place = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)

@@ -28,14 +28,14 @@ def draw(batch, key, *, model: JiT, d: Diffusion, condition: Callable, drop: flo
     return {'x': x, 'z': z, 't': t, 'told': told}
 
 
-def batch_loss(params, drawn: dict, dropout_key, *, model: JiT, d: Diffusion):
+def batch_loss(params, drawn: dict, dropout_key, *, model: JiT, d: Diffusion) -> jax.Array:
     """Mean v-loss over what `draw` returned."""
     x, z, t = drawn['x'], drawn['z'], drawn['t']
     x_hat = model.apply({'params': params}, z, t, **drawn['told'], train=True, rngs={'dropout': dropout_key})
     return jnp.mean(diffusion.v_loss(x_hat, x, z, t, d))
 
 
-def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int):
+def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int) -> tuple[jax.Array, dict]:
     """The mean loss of a batch and its gradient, in `accumulate` parts one after the other: equal to the whole at once."""
     value_and_grad = jax.value_and_grad(loss)
     if accumulate == 1:
@@ -50,7 +50,9 @@ def loss_and_gradients(params, drawn: dict, key, loss: Callable, accumulate: int
     return jax.lax.scan(add, zero, (jax.tree.map(part, drawn), jax.random.split(key, accumulate)))[0]
 
 
-def train_step(state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, average, log_every):
+def train_step(
+    state: TrainState, batch, key, *, draw, loss, accumulate, optimizer, rate: optax.Schedule, average, log_every
+) -> tuple[TrainState, dict]:
     """state, batch, the run's key → (state, metrics). Randomness is `fold_in(key, step)`: the same on any mesh."""
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     value, grads = loss_and_gradients(state.params, draw(batch, draw_key), dropout_key, loss, accumulate)

@@ -123,7 +123,7 @@ _STAGES = {  # each stage ends where FID reads a feature, named by its width
 _NETWORK = tuple(_STAGES.values())
 
 
-def features(weights, images):
+def features(weights, images) -> dict[str, jax.Array]:
     """The six features of each image.
 
     weights: what `load_weights` returns. images: uint8 [B, H, W, 3] in [0, 255], any H and W (256 for published FID).

@@ -46,7 +46,7 @@ def load_weights(path) -> dict:
 
 
 @jax.jit
-def distance(weights, a, b):
+def distance(weights, a, b) -> jax.Array:
     """LPIPS of each pair: uint8 images [N, H, W, 3], H and W at least 32 → float32 [N]."""
     layers = zip((weights[name] for name in _LAYERS), _features(weights, a), _features(weights, b))
     return sum(jnp.einsum('nhwc,c->n', (x - y) ** 2, layer['lin'], precision=_EXACT) / (x.shape[1] * x.shape[2]) for layer, x, y in layers)
