@@ -23,6 +23,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+from absl import flags
 from absl.flags import FLAGS
 
 from benchmarks import measure
@@ -36,6 +37,9 @@ ROWS = ('train', 'sample')
 
 def parse():
     """The flags, with defaults of this benchmark's own for --config and --batch."""
+    measure.define()
+    flags.DEFINE_string('official', None, 'The folder of the official code, with model_jit.py in it.')
+    flags.DEFINE_enum('side', None, ['official', 'ours'], 'Of the two processes that this command starts.')
     defaults = {'--config=': DEFAULT_CONFIG, '--batch=': '4'}
     missing = [flag + value for flag, value in defaults.items() if not any(arg.startswith(flag) for arg in sys.argv)]
     cli.parse([sys.argv[0], *missing, *sys.argv[1:]])

@@ -79,7 +79,7 @@ class Sampling:
         if self.params is None:
             init = lambda key: model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
             self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
-        draw = generate.jitted(model, build.diffusion(config), settings)
+        draw = generate.jitted(model, build.diffusion(config), settings, mesh)
         run, cost = measure.compiled(lambda: draw.lower(self.params, z, told))
         work = lambda: jax.block_until_ready(run(self.params, z, told))
         return measure.Program(work, count, flops(model, told, settings), model.dtype.name, **cost)

@@ -8,10 +8,6 @@ The step is whole: noise, condition, forward, backward, optimiser, both averages
 goes through all rows, as their parameter tree is the same.
 """
 
-import os
-import tempfile
-
-import numpy as np
 from absl.flags import FLAGS
 
 from benchmarks import measure
@@ -29,30 +25,6 @@ CHANGES = measure.CHANGES | {
 DEFAULT = ['keep', 'skip', '64', 'full', 'scanned', 'unscanned', 'xla', 'cudnn', 'splash', 'float32', 'bfloat16']
 
 
-def with_noise(config):
-    """`build.run`, with two images of noise as its data: the step does not see where images come from."""
-    from jit_jax import build, metrics
-
-    side = config.model.image_size
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ('a.png', 'b.png'):
-            pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-            metrics.save_png(os.path.join(folder, 'noise', name), pixels)
-        config.data.update(kind='folder', path=folder, name='', train='train', test='test')
-        return build.run(config)
-
-
-def flops(run, batch) -> float:
-    """Of one image in one step: the products of a forward pass × 2 for multiply and add × 3 for the backward pass."""
-    import jax
-
-    from jit_jax import conditions, model, sequence
-
-    told = jax.eval_shape(lambda b: run.condition(conditions.from_uint8(b['image']), b, jax.random.key(0)), batch)
-    grid = sequence.condition_grid(told['cond'].shape, run.model.patch) if 'cond' in told else (0, 0)
-    return 6.0 * model.forward_multiply_adds(run.model, grid[0] * grid[1], 'label' in told)
-
-
 class Training:
     """One state, which the steps of all rows carry on."""
 
@@ -62,9 +34,10 @@ class Training:
     def program(self, config) -> measure.Program:
         import jax
 
-        from jit_jax import sharding
+        from jit_jax import build, sharding
 
-        run = with_noise(config)
+        build.check(config)
+        run = build.programs(config, sharding.make_mesh(config.mesh))  # no images: the step does not see where they come from
         batch, key = sharding.to_device(measure.noise(config), run.mesh), jax.random.key(config.seed)
         step, cost = measure.compiled(lambda: run.step.lower(run.like, batch, key))
 
@@ -76,7 +49,7 @@ class Training:
             jax.block_until_ready(self.state)
 
         images = self.steps * config.batch_size
-        return measure.Program(work, images, flops(run, batch), run.model.dtype.name, **cost)
+        return measure.Program(work, images, run.flops, run.model.dtype.name, **cost)
 
 
 def main():
