@@ -13,7 +13,7 @@ from ml_collections import config_flags
 ENVIRONMENT = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 # Where there is an NVIDIA driver: gathers of parameters run while products do. A TPU's compiler does so by default.
 WITH_GPU = {'XLA_FLAGS': '--xla_gpu_enable_latency_hiding_scheduler=true'}
-WIDE = 256  # from this width on, the cores of a CPU share each product better than the batch; see docs/performance.md
+WIDE = 128  # from this width on, the cores of a CPU share each product better than the batch; see docs/performance.md
 
 
 def restart_with(environment: dict[str, str] = ENVIRONMENT) -> None:
@@ -28,8 +28,8 @@ def restart_with(environment: dict[str, str] = ENVIRONMENT) -> None:
 def use_cpu_cores(batch_size: int, width: int = 0) -> None:
     """Where JAX runs on a CPU, makes each core a device, as many as divide the batch, for a network narrower than WIDE.
 
-    A small product split over two cores waits for both; a batch split over them does not: 0.7 of the time for the
-    digits. A large product is better split than the parameters read twice: 0.8 of the time for B/16. Call before JAX is used. The variables JAX_NUM_CPU_DEVICES and XLA_FLAGS override it.
+    A small product split over two cores waits for both; a batch split over them does not: 0.7 to 0.9 of the time for
+    the digits, by machine. Large ones are better split than parameters read twice: 0.8 of the time for B/16. Call before JAX is used. The variables JAX_NUM_CPU_DEVICES and XLA_FLAGS override it.
     """
     import jax
 
