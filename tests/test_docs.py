@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.join(ROOT, 'docs'))
 import configuration
 
 PAGES = ['README.md', 'CONTRIBUTING.md', 'docs/recipes.md', 'docs/checkpoints.md', 'docs/configuration.md']
+PAGES += ['docs/evaluation.md', 'docs/pods.md', 'docs/scaling.md', 'docs/performance.md']
 COMMAND = r'python (?:-m [\w.]+|train\.py)(?: [^`\n#]+)?'
 
 
@@ -60,7 +61,10 @@ def test_commands_use_flags_that_exist(page):
         else:
             text = read(command[2].replace('.', '/') + '.py')
             for name, *_ in flags:
-                assert re.search(rf"DEFINE_\w+\(\s*'{name}'", text) or (name.startswith('config.') and page == 'README.md'), command
+                if name.startswith('config.'):
+                    build.lookup(uncond.get_config(), name.removeprefix('config.'))
+                else:
+                    assert re.search(rf"(DEFINE_\w+|define_config)\(\s*'{name}'", text), command
 
 
 def test_links_lead_somewhere():
