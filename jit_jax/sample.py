@@ -76,6 +76,7 @@ def main() -> None:
         kind = 'folder' if OUT.value.endswith(os.sep) or os.path.isdir(OUT.value) else os.path.splitext(OUT.value)[1]
         if kind not in ('.png', '.npz', 'folder') or (TRAJECTORY.value and kind != '.png'):
             raise ValueError(f'--out must end in .png, or without --trajectory in .npz or / for a folder; got {OUT.value}.')
+        cli.join_processes()
         model, params = api.load(WORKDIR.value, EMA.value)
         told, truth = {}, None
         if COND.value:
@@ -99,10 +100,12 @@ def main() -> None:
         part = {name: v[rows % NUM.value] for name, v in told.items()}
         batch = api.sample(model, params, key, len(rows), start=start, batch_size=BATCH.value, **part, **chosen)[: NUM.value - start]
         if kind == 'folder':  # written at once: memory does not grow with the number of images
-            for i, image in zip(rows, batch):
+            for i, image in zip(rows, batch if jax.process_index() == 0 else ()):
                 metrics.save_png(os.path.join(OUT.value, f'{i:06d}.png'), image.squeeze())
         else:
             images.append(batch)
+    if jax.process_index():
+        return  # all of them draw, the first one writes
     if kind == '.npz':
         np.savez(OUT.value, arr_0=np.concatenate(images))
     elif kind == '.png':

@@ -14,6 +14,9 @@ Shape letters, here and everywhere: B batch, S slots, N target patches, D width,
 K head width, P pixels of a patch (p · p · channels), n condition patches of a program, L depth.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -83,6 +86,43 @@ def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int =
     if label_valid is not None:
         valid = valid.at[:, n : n + class_tokens].set(label_valid[:, None])
     return valid
+
+
+class Slots(NamedTuple):
+    """A sequence on its way through the blocks."""
+
+    tokens: jax.Array  # [B, S, D]
+    valid: jax.Array | None  # bool [B, S]; None: all live
+    places: np.ndarray | jax.Array  # [S, 2] or, where rows differ, [B, S, 2]: where a slot lies; (0, 0) is not rotated
+    n: int  # image patches of the condition: the class tokens' first slot
+
+    def insert(self, class_tokens, label_valid) -> 'Slots':
+        """Class tokens [B, K, D] take slots n … n + K − 1: padding when all 512 run, new slots otherwise."""
+        B, K = class_tokens.shape[:2]
+        S = self.tokens.shape[1]
+        room, padded = slice(self.n, self.n + K), S == SLOTS
+        rest = self.n + K if padded else self.n
+        valid, live = self.valid, jnp.ones((B, K), bool) if label_valid is None else label_valid[:, None].repeat(K, 1)
+        if label_valid is not None and padded:
+            class_tokens = jnp.where(live[:, :, None], class_tokens, self.tokens[:, room])
+            live = live | valid[:, room]
+        if valid is None and label_valid is not None:
+            valid = jnp.ones((B, S), bool)
+        if valid is not None:
+            valid = jnp.concatenate([valid[:, : self.n], live, valid[:, rest:]], 1)
+        return self._replace(
+            tokens=jnp.concatenate([self.tokens[:, : self.n], class_tokens, self.tokens[:, rest:]], 1),
+            valid=valid,
+            places=join(self.places[..., : self.n, :], np.zeros((K, 2)), self.places[..., rest:, :]),
+        )
+
+
+def join(*places) -> np.ndarray | jax.Array:
+    """Concatenates places [·, 2] and [B, ·, 2] along their slots."""
+    rows = [len(x) for x in places if x.ndim == 3]
+    if not rows:
+        return np.concatenate(places)
+    return jnp.concatenate([jnp.broadcast_to(x, (rows[0], *x.shape[-2:])) for x in places], 1)
 
 
 def draw(valid) -> str:

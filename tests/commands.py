@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -16,6 +17,9 @@ SHORT = [
 ]  # fmt: skip
 
 
+FIRST = [os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
+
+
 def run(args, env, cwd, code=0):
     done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
@@ -24,8 +28,17 @@ def run(args, env, cwd, code=0):
 
 def start(cwd, env, *flags):
     """The first command, under way; its output is to be read line by line."""
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
-    return subprocess.Popen([*command, *flags], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, *FIRST, *flags], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start_two(command, cwd, env, each=('', '')):
+    """A command as two processes that know of each other, each with a flag of its own."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        together = (f'--coordinator=127.0.0.1:{s.getsockname()[1]}', '--num_processes=2')
+    flags = [[*filter(None, [own]), *together, f'--process_id={i}'] for i, own in enumerate(each)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [subprocess.Popen([sys.executable, *command, *own], cwd=cwd, env=env, **pipes) for own in flags]
 
 
 def train(cwd, env, config='uncond', *flags, code=0):

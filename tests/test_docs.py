@@ -27,7 +27,11 @@ def read(page):
 
 
 def commands(page):
-    return [shlex.split(found.replace('…', '').rstrip('"')) for found in re.findall(COMMAND, read(page)) if 'jit_jax' in found or 'train.py' in found]
+    return [
+        shlex.split(found.replace('…', '').rstrip('"'))
+        for found in re.findall(COMMAND, read(page))
+        if 'jit_jax' in found or 'train.py' in found
+    ]
 
 
 def test_the_configuration_page_is_what_the_configs_say():

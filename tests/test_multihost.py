@@ -1,20 +1,16 @@
 """Two real processes on one machine: the same run as one process, stopped together, resumed by any number."""
 
 import re
+import shutil
 import signal
-import socket
 
 import numpy as np
 import pytest
-from commands import lines, start, train, weights
+from commands import FIRST, lines, run, start_two, train, weights
 
 
-def start_two(cwd, env, *flags, each=('', '')):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{s.getsockname()[1]}'
-    processes = ('--num_processes=2', f'--coordinator={address}')
-    return [start(cwd, env, *flags, *filter(None, [each[i]]), *processes, f'--process_id={i}') for i in range(2)]
+def train_two(cwd, env, *flags, **each):
+    return start_two([*FIRST, *flags], cwd, env, **each)
 
 
 def end(processes):
@@ -32,11 +28,11 @@ def assert_close(a, b):
 
 def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_path):
     reference, _ = finished
-    said = end(start_two(tmp_path, env, '--config.steps=6'))
+    said = end(train_two(tmp_path, env, '--config.steps=6'))
     assert re.search('2 processes agree: parameters [0-9a-f]{8}. Starting fresh', said[0])
     assert 'Done: step 6' in said[0] and 'Done' not in said[1]  # the first process alone speaks and writes
     train(tmp_path, env, 'uncond', '--config.steps=9')  # one process
-    assert 'Resuming runs/uncond at step 9' in end(start_two(tmp_path, env))[0]
+    assert 'Resuming runs/uncond at step 9' in end(train_two(tmp_path, env))[0]
     # The warm-up and cosine depend on config.steps, so only the first six steps of a shortened run are the reference's.
     assert [line['step'] for line in lines(tmp_path / 'runs/uncond')] == [2, 4, 6, 8, 9, 10, 12]
     for x, y in zip(lines(tmp_path / 'runs/uncond')[:3], lines(reference / 'runs/uncond')[:3]):
@@ -44,14 +40,14 @@ def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_pat
 
 
 def test_processes_with_different_flags_are_refused(env, tmp_path):
-    said = [p.communicate(timeout=300)[0] for p in start_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))]
+    said = [p.communicate(timeout=300)[0] for p in train_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))]
     assert all('error: The 2 processes of this run differ in their config; start each with the same command' in s for s in said), said
     assert not (tmp_path / 'runs/uncond/config.json').exists()
 
 
 def test_sigterm_stops_both_at_one_step(finished, env, tmp_path):
     reference, _ = finished
-    processes = start_two(tmp_path, env)
+    processes = train_two(tmp_path, env)
     for line in processes[0].stdout:
         if line.startswith('step 2/'):
             for process in processes:
@@ -59,5 +55,23 @@ def test_sigterm_stops_both_at_one_step(finished, env, tmp_path):
             break
     said = end(processes)
     assert 'SIGTERM' in said[0] and 'saved' in said[0]
-    end(start_two(tmp_path, env))
+    end(train_two(tmp_path, env))
     assert_close(tmp_path / 'runs/uncond', reference / 'runs/uncond')
+
+
+def test_sampling_and_evaluation_use_both(finished, env, tmp_path):
+    cwd, _ = finished
+    shutil.copytree(cwd / 'runs/uncond', tmp_path / 'run', ignore=shutil.ignore_patterns('report', 'tensorboard'))
+    sample = ['-m', 'jit_jax.sample', '--workdir=run', '--num=5', '--steps=3']
+    assert '5 images' in end(start_two([*sample, '--out=two.npz'], tmp_path, env))[0]
+    run([*sample, '--out=one.npz'], env, tmp_path)
+    one, two = (np.load(tmp_path / f'{name}.npz')['arr_0'].astype(int) for name in ('one', 'two'))
+    assert one.shape == (5, 32, 32, 3) and np.abs(one - two).max() <= 1
+    evaluate = ['-m', 'jit_jax.evaluate', '--workdir=run', '--num=6', '--steps=3', '--metrics=classifier,denoising']
+    numbers = lambda said: dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
+    both = numbers(end(start_two(evaluate, tmp_path, env))[0])
+    shutil.rmtree(tmp_path / 'run/evaluation')
+    alone = numbers(run(evaluate, env, tmp_path))
+    assert both.keys() == alone.keys() and 'classifier_distance' in both and 'psnr_t0.5' in both
+    for name in both:
+        assert float(both[name]) == pytest.approx(float(alone[name]), rel=2e-3, abs=2e-3), name
