@@ -78,7 +78,6 @@ def inception_file(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.slow  # two minutes of convolutions on two busy cores
 def test_inception_sharded_and_part_by_part_equals_all_at_once(holes, inception_file, tmp_path):
     names = ['is', 'kid', 'precision_recall']
     files = {'inception': inception_file, 'reference': 'test[:12]', 'num': 12, 'batch': 8}

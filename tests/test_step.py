@@ -102,7 +102,7 @@ def test_batch_loss_is_the_mean_v_loss():
 
 STEPS = 3
 LR = 1e-3
-MESHES = {'one': ((1, 1, 1), 1), 'data': ((8, 1, 1), 1), 'all': ((2, 2, 2), 1), 'fsdp': ((1, 8, 1), 1), 'tensor': ((1, 1, 2), 1)}
+MESHES = {'one': ((1, 1, 1), 1), 'data': ((8, 1, 1), 1), 'all': ((2, 2, 2), 1), 'fsdp': ((1, 4, 1), 1), 'tensor': ((1, 1, 2), 1)}
 MESHES['in parts'] = ((2, 1, 1), 2)
 
 
