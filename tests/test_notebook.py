@@ -45,6 +45,6 @@ def test_committed_outputs_are_real_and_small():
     assert (
         'step 2200 of 2200' in text
         and 'step 500 of 500' in text
-        and '/work' not in json.dumps(notebook)
+        and ROOT not in json.dumps(notebook)
         and '/tmp' not in json.dumps(notebook)
     )
