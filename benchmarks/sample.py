@@ -49,14 +49,13 @@ def passes(settings) -> tuple[int, int]:
     return calls['told'], calls['null']
 
 
-def flops(model, told, settings) -> float:
+def flops(config, model, settings) -> float:
     """Of one image: the products of both branches × 2 for multiply and add."""
-    from jit_jax import sequence
+    from jit_jax import build
     from jit_jax.model import forward_multiply_adds
 
-    h, w = sequence.condition_grid(told['cond'].shape, model.patch) if 'cond' in told else (0, 0)
-    label, (with_told, with_null) = 'label' in told, passes(settings)
-    return 2.0 * (with_told * forward_multiply_adds(model, h * w, label) + with_null * forward_multiply_adds(model, 0, label))
+    (n, labelled), (with_told, with_null) = build.program(config), passes(settings)
+    return 2.0 * (with_told * forward_multiply_adds(model, n, labelled) + with_null * forward_multiply_adds(model, 0, labelled))
 
 
 class Sampling:
@@ -82,7 +81,7 @@ class Sampling:
         draw = generate.jitted(model, build.diffusion(config), settings, mesh)
         run, cost = measure.compiled(lambda: draw.lower(self.params, z, told))
         work = lambda: jax.block_until_ready(run(self.params, z, told))
-        return measure.Program(work, count, flops(model, told, settings), model.dtype.name, **cost)
+        return measure.Program(work, count, flops(config, model, settings), model.dtype.name, **cost)
 
 
 def settled():

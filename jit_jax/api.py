@@ -12,7 +12,7 @@ from jit_jax.diffusion import Diffusion
 from jit_jax.generate import Settings, generate, jitted, noise
 from jit_jax.metrics import to_uint8
 from jit_jax.model import JiT
-from jit_jax.sharding import make_mesh, replicated, spread
+from jit_jax.sharding import make_mesh, replicated, spread, whole_rows
 
 SETTINGS = tuple(field.name for field in fields(Settings))
 
@@ -57,7 +57,7 @@ def sample(model: Model, params, key, num: int = 16, *, start: int = 0, batch_si
     mesh = make_mesh((-1, 1, 1))
     run = jitted(model.net, model.diffusion, replace(model.settings, **settings), mesh)
     params = jax.device_put(params, replicated(mesh))
-    size = -(-min(batch_size, num) // mesh.size) * mesh.size
+    size = whole_rows(min(batch_size, num), mesh)
     images = []
     for first in range(0, num, size):
         rows = np.arange(first, first + size) % num  # the last batch is padded, so that one program serves all

@@ -1,5 +1,6 @@
 """From a config to objects: the only place that reads one. Everything a user can get wrong is found here."""
 
+import contextlib
 import difflib
 import importlib.util
 import math
@@ -81,7 +82,7 @@ def check(config: ConfigDict) -> None:
 
 def _check_condition(config: ConfigDict):
     """What a condition needs of the model and of the data."""
-    kinds = {name for option in conditions.parse(config.condition.kind) for name in option}
+    kinds = conditions.kinds(config.condition.kind)
     tokens = size(config.model.variant)['class_tokens']
     p, factor = sequence.patch_size(config.model.image_size), config.condition.factor
     if 'class' in kinds and not config.model.num_classes:
@@ -98,7 +99,7 @@ def _check_condition(config: ConfigDict):
 def program(config) -> tuple[int, bool]:
     """The condition patches of the programs of a config, and whether class tokens enter."""
     c = config['condition']
-    kinds = {name for option in conditions.parse(c['kind']) for name in option}
+    kinds = conditions.kinds(c['kind'])
     few = lambda kind: (sequence.GRID // c['factor']) ** 2 if kind == 'super_resolution' else sequence.GRID**2
     return max(map(few, kinds - {'class'}), default=0), 'class' in kinds
 
@@ -238,6 +239,17 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         like=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places),
         attention=backends(config, model, mesh), flops=6 * forward_multiply_adds(model, n, labelled),
     )  # fmt: skip
+
+
+def less_memory(config, mesh) -> dict[str, object]:
+    """What else computes the same training in less memory, as keys and values of the config, in the order to try."""
+    more = list(REMAT)[list(REMAT).index(config.compute.remat) + 1 :]
+    tries = {'compute.remat': more[0]} if more else {}
+    for accumulate in range(2 * config.accumulate, config.batch_size + 1):
+        with contextlib.suppress(ValueError):
+            sharding.check_batch(config.batch_size, mesh, accumulate)
+            return tries | {'accumulate': accumulate}
+    return tries
 
 
 def backends(config, model: JiT, mesh) -> str:

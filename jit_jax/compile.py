@@ -21,7 +21,6 @@ from jit_jax import cli
 # Chips by generation: memory in GiB, bfloat16 TFLOP/s, and the links of a chip, both ways, in GB/s (vendor's tables).
 CHIPS = {'v4': (32, 275, 300), 'v5e': (16, 197, 200), 'v5p': (95, 459, 600), 'v6e': (32, 918, 448)}
 PODS = ('v4:4x4x4', 'v5e:4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
-REMAT = ('none', 'dots', 'full')  # less and less memory
 GIB = 2**30
 WITHOUT_A_TPU = {  # libtpu must not look for one, nor mind other compilations beside this one
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -39,6 +38,11 @@ class Report:
     activations: int = 0  # bytes, of the temporaries or of what did not fit
     seconds: float = 0.0  # it took to compile
     problem: str = ''
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all collectives of a step."""
+        return sum(size for _, size in self.collectives.values())
 
 
 def devices(topology: str | None) -> list:
@@ -177,13 +181,11 @@ def chip(run) -> tuple[str, float, float, float]:
     return device.device_kind, (device.memory_stats() or {}).get('bytes_limit', 0), 0.0, 0.0
 
 
-def advice(config) -> str | None:
+def advice(run) -> str | None:
     """The next thing to try for memory, as a flag; None when all has been tried."""
-    if config.compute.remat != REMAT[-1]:
-        return f'--config.compute.remat={REMAT[REMAT.index(config.compute.remat) + 1]}'
-    if not config.accumulate % 2 or config.accumulate == 1:
-        return f'--config.accumulate={2 * config.accumulate}'
-    return None
+    from jit_jax import build
+
+    return next((f'--config.{key}={value}' for key, value in build.less_memory(run.config, run.mesh).items()), None)
 
 
 def table(run, report: Report) -> str:
@@ -198,15 +200,14 @@ def table(run, report: Report) -> str:
     rows += [('of it, kept for the backward pass (by shapes)', f'{report.activations / GIB:.2f} GiB')]
     rows += [(f'{kind} a step', f'{count} of {size / GIB:.2f} GiB in all') for kind, (count, size) in report.collectives.items()]
     if links:
-        sent = sum(size for _, size in report.collectives.values())
-        rows += [('at the rate of its links', f'{sent / links * 1e3:.1f} ms, if nothing else runs')]
+        rows += [('at the rate of its links', f'{report.sent / links * 1e3:.1f} ms, if nothing else runs')]
     rows += [('products of a step (formula)', f'{flops / 1e12:.2f} TFLOP')]
     if rate:
         rows += [("at the chip's peak, at half of it", f'{flops / rate * 1e3:.0f} ms, {2 * flops / rate * 1e3:.0f} ms')]
     rows += [("the compiler's own estimate", f'{report.estimate * 1e3:.0f} ms' if report.estimate > 0 else 'none')]
     rows += [('compiled in', f'{report.seconds:.0f} s')]
     lines = [title, how, '', '| of one chip | |', '|---|---|', *(f'| {left} | {right} |' for left, right in rows), '']
-    verdict = f'Does not fit: {report.problem} Try {advice(c) or "more chips"}.' if report.problem else 'Fits.'
+    verdict = f'Does not fit: {report.problem} Try {advice(run) or "more chips"}.' if report.problem else 'Fits.'
     return '\n'.join([*lines, verdict])
 
 
@@ -215,27 +216,25 @@ def published(topology: str, preset: str) -> tuple:
     from configs import uncond
     from jit_jax import build, sharding
 
-    config, report = uncond.get_config(preset), None
-    pod = devices(topology)
+    config, pod = uncond.get_config(preset), devices(topology)
     config.mesh = (-1, min(16, len(pod)), 1)
-    while report is None or report.problem:
+    while True:
         run = build.programs(config, sharding.make_mesh(config.mesh, pod))
-        report = compile_step(run)
-        if report.problem:
-            key, _, value = advice(config).removeprefix('--config.').partition('=')
-            config.update_from_flattened_dict({key: int(value) if value.isdigit() else value})
-    return run, report
+        report, less = compile_step(run), build.less_memory(config, run.mesh)
+        if not report.problem or not less:
+            return run, report
+        config.update_from_flattened_dict(dict([*less.items()][:1]))
 
 
 def line(topology: str, run, report: Report) -> str:
     """One row of the table of --all."""
     c, (_, memory, rate, links) = run.config, chip(run)
-    flops, sent = run.flops * c.batch_size / run.mesh.size, sum(size for _, size in report.collectives.values())
+    flops = run.flops * c.batch_size / run.mesh.size
     days = 2 * flops / rate * c.steps / 86400
     mesh = '×'.join(str(n) for n in run.mesh.devices.shape)
     cells = [
         f'JiT-{c.model.variant}/{run.model.patch}', topology, mesh, c.compute.remat + f' ×{c.accumulate}' * (c.accumulate > 1),
-        f'{sum(report.bytes.values()) / GIB:.1f} of {memory / GIB:.0f}', f'{flops / rate * 1e3:.0f}', f'{sent / links * 1e3:.0f}', f'{days:.1f}',
+        f'{sum(report.bytes.values()) / GIB:.1f} of {memory / GIB:.0f}', f'{flops / rate * 1e3:.0f}', f'{report.sent / links * 1e3:.0f}', f'{days:.1f}',
     ]  # fmt: skip
     return f'| {" | ".join(cells)} |'
 

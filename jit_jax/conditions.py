@@ -107,6 +107,11 @@ def parse(kind: str) -> list[list[str]]:
 
 
 @lru_cache  # one function for one condition, so that a program that takes it is compiled once
+def kinds(kind: str) -> set[str]:
+    """Every name of KINDS in `kind`, wherever it stands."""
+    return {name for option in parse(kind) for name in option}
+
+
 def make(kind: str, **settings) -> Callable:
     """(x, batch, key) → what `kind` tells the model. settings: the keywords of some conditions (factor, hole)."""
     wants = {'super_resolution': ('factor',), 'inpaint': ('hole',), 'outpaint': ('hole',)}

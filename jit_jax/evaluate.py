@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from jit_jax import cli
+from jit_jax.metrics import write_whole
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'A run folder.')
 METRICS = flags.DEFINE_list(
@@ -155,9 +156,7 @@ class Command:
             results |= self.denoising(measure.num, params)
         self.known[key] = what | {name: round(value, 6) for name, value in results.items()}
         if self.alone:
-            with open(self.path + '.tmp', 'w') as file:
-                json.dump(self.known, file, indent=1)
-            os.replace(self.path + '.tmp', self.path)
+            write_whole(self.path, json.dumps(self.known, indent=1).encode())
         return self.known[key]
 
     def other_guidance(self, num: int, params, ema, settings) -> dict:

@@ -1,7 +1,6 @@
 """A training run from top to bottom."""
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -17,10 +16,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jit_jax import checkpoint, data, metrics, report, speed
-from jit_jax.build import Run
+from jit_jax.build import Run, less_memory
 from jit_jax.measure import Watch
 from jit_jax.preview import Preview
-from jit_jax.sharding import check_batch, to_device
+from jit_jax.sharding import to_device
 from jit_jax.state import TrainState
 
 PATIENCE = 86400  # seconds of a CPU that a run may take without --yes
@@ -44,10 +43,8 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         best = ('loss', 'min') if keep.keep_best else None
         checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
         try:
-            agree('config', zlib.crc32(json.dumps(run.record).encode()))  # before anything that all must compute together
             watch = Watch(run)
-            state, how = starting_state(run, workdir, checkpoints)
-            same = agree('parameters', int(checksum(state.params).addressable_data(0)))
+            state, how = agreed_state(run, workdir, checkpoints)
         except (ValueError, OSError) as problem:
             raise Refused(problem) from problem
         start = int(state.step)
@@ -58,7 +55,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         writer = metrics.Writer(
             workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, follow=follow
         )
-        writer.say(same + how)
+        writer.say(how)
         writer.say(summary(run, state))
         preview = Preview(run, workdir)
         key = jax.random.key(config.seed)
@@ -134,14 +131,11 @@ def enough_memory(run: Run) -> Iterator[None]:
 
 def memory_advice(config, mesh) -> str:
     """One sentence: what else computes the same training in less memory, and then what does not."""
-    parts = []
-    for accumulate in range(2 * config.accumulate, config.batch_size + 1):
-        with contextlib.suppress(ValueError):
-            check_batch(config.batch_size, mesh, accumulate)
-            parts = [f'--config.accumulate={accumulate} ({config.batch_size // accumulate} images at a time)']
-            break
-    remat = {'none': 'dots', 'dots': 'full'}.get(config.compute.remat)
-    parts += [f'--config.compute.remat={remat} (computes again what it need not keep)'] if remat else []
+    tries, parts = less_memory(config, mesh), []
+    if 'accumulate' in tries:
+        parts += [f'--config.accumulate={tries["accumulate"]} ({config.batch_size // tries["accumulate"]} images at a time)']
+    if 'compute.remat' in tries:
+        parts += [f'--config.compute.remat={tries["compute.remat"]} (computes again what it need not keep)']
     less = config.batch_size // 2
     parts += [f'--config.batch_size={less} (another training)'] if less else []
     device = jax.local_devices()[0].device_kind
@@ -163,6 +157,13 @@ def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str
         refuse(checkpoint.compatible(stored, run.record), f'{path} has another architecture')
         return run.start(params), f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
+
+
+def agreed_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str]:
+    """`starting_state`, of processes that found out that they compute the same."""
+    agree('config', zlib.crc32(json.dumps(run.record).encode()))  # before anything that all must compute together
+    state, how = starting_state(run, workdir, checkpoints)
+    return state, agree('parameters', int(checksum(state.params).addressable_data(0))) + how
 
 
 def agree(what: str, number: int) -> str:
@@ -224,9 +225,7 @@ def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkp
         good, path = checkpoints.wait() or 0, os.path.join(workdir, f'nan-{step}.npz')
         rows = {f'batch/{name}': multihost_utils.process_allgather(v, tiled=True) for name, v in batch.items()}
         if jax.process_index() == 0:
-            content = io.BytesIO()
-            np.savez(content, step=step, seed=config.seed, checkpoint=good, **rows)
-            metrics.write_whole(path, content.getvalue())
+            metrics.save_npz(path, step=step, seed=config.seed, checkpoint=good, **rows)
         raise FloatingPointError(
             f'At step {step} the loss is {numbers["loss"]:.4g} and its gradient {numbers["grad_norm"]:.4g}; {workdir} is good up to step {good}. '
             f'To see where it comes from: python -m jit_jax.replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'

@@ -17,7 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jit_jax import api, build, conditions, data, evaluation, metrics, preview
 from jit_jax.fid import distance, inception, lpips
 from jit_jax.generate import jitted, noise
-from jit_jax.sharding import replicated, spread, to_device, within
+from jit_jax.sharding import replicated, spread, to_device, whole_rows, within
 
 METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'denoising')
 WITH_INCEPTION = {'fid', 'is', 'kid', 'precision_recall'}
@@ -26,7 +26,7 @@ LEARNT_FROM = 10_000  # images, at most, that the classifier is trained and held
 
 def pictured(config: dict) -> bool:
     """Whether a run's condition has an image in it."""
-    return any(kind != 'class' for option in conditions.parse(config['condition']['kind']) for kind in option)
+    return bool(conditions.kinds(config['condition']['kind']) - {'class'})
 
 
 def measurable(config: dict, inception: str = '') -> list[str]:
@@ -63,7 +63,7 @@ class Measure:
 
     def __init__(self, model: api.Model, mesh, names, *, num, batch, seed, train, test, inception='', reference='', lpips='', cache=''):
         self.model, self.mesh, self.names, self.num, self.batch, self.seed, self.test = model, mesh, names, num, batch, seed, test
-        self.size = -(-min(batch, num) // mesh.size) * mesh.size  # all devices draw; the rest is dropped
+        self.size = whole_rows(min(batch, num), mesh)  # all devices draw; the rest is dropped
         self.eyes = []
         if 'truth' in names:
             self.eyes.append(TruthEye(model.net, lpips))
@@ -97,9 +97,7 @@ class Measure:
         z = noise(jax.random.key(self.seed), start, self.size, self.model.net)
         images = metrics.to_uint8(process_allgather(draw(params, *spread((z, told), self.mesh)), tiled=True))
         if path and jax.process_index() == 0:
-            os.makedirs(folder, exist_ok=True)
-            np.savez(path + '.tmp.npz', arr_0=images[: self.batch])
-            os.replace(path + '.tmp.npz', path)
+            metrics.save_npz(path, arr_0=images[: self.batch])
         return images, told, truth
 
 
@@ -284,7 +282,7 @@ class Denoising:
     """`evaluation.denoising` on the first `num` held-out images: cheap enough for every thousand steps."""
 
     def __init__(self, model: api.Model, mesh, test, *, num, batch, seed):
-        size = -(-min(batch, num, len(test)) // mesh.size) * mesh.size
+        size = whole_rows(min(batch, num, len(test)), mesh)
         share = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
         rows = islice(data.eval_batches(test, batch_size=size, **share), -(-num // size))
         self.batches, self.key = [to_device(batch, mesh) for batch in rows], jax.random.key(seed)

@@ -156,6 +156,13 @@ def write_whole(path, content: bytes) -> None:
         os.replace(part, path)
 
 
+def save_npz(path, **arrays) -> None:
+    """Writes arrays by name, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_whole(path, content.getvalue())
+
+
 def append(path, line: str) -> None:
     """Appends a line to a file."""
     path = epath.Path(path)

@@ -19,7 +19,7 @@ class Preview:
     def __init__(self, run: build.Run, workdir: str):
         self.run, self.workdir = run, workdir
         config, self.num = run.config, run.config.sample.num
-        rows = -(-self.num // run.mesh.size) * run.mesh.size  # all devices draw; the rest is dropped
+        rows = sharding.whole_rows(self.num, run.mesh)  # all devices draw; the rest is dropped
         self.told, self.truth = held_out(config, rows, config.seed, run.test)
         self.inputs = sharding.spread((noise(jax.random.key(config.seed), 0, rows, run.model), self.told), run.mesh)
         self.generate = jitted(run.model, run.diffusion, run.settings, run.mesh)

@@ -164,7 +164,7 @@ class Page:
 def write(workdir: str, config: dict, train=None, test=None) -> str:
     """Writes <workdir>/report/index.html and PNGs. train, test: `data.Source`s, or None where they are not at hand. Returns the path."""
     page, model, size = Page(os.path.join(workdir, 'report')), config['model'], config['model']['image_size']
-    kinds = {name for option in conditions.parse(config['condition']['kind']) for name in option}
+    kinds = conditions.kinds(config['condition']['kind'])
     page.section('Curves', 'Every number of metrics.jsonl over steps; mfu is the share of the rate that plain matrix products reach here.')
     for name, series in families(os.path.join(workdir, 'metrics.jsonl')).items():
         page.picture(f'chart-{name.replace("/", "-")}', chart(name, series), width=WIDTH)

@@ -78,6 +78,11 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
+def whole_rows(count: int, mesh: Mesh) -> int:
+    """The least number of rows, at least `count`, that all devices share evenly."""
+    return -(-count // mesh.size) * mesh.size
+
+
 def path_name(path) -> str:
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
