@@ -29,7 +29,7 @@ from absl.flags import FLAGS
 from benchmarks import measure
 from benchmarks.sample import Sampling, settled
 from benchmarks.step import Training
-from jit_jax import cli
+from jit_jax.commands import cli
 
 DEFAULT_CONFIG = 'configs/cond.py:imagenet256_b16_class'
 TURN = {'train': 3, 'sample': 1}  # runs that are timed in a turn
@@ -39,10 +39,18 @@ ROWS = tuple(TURN)
 def parse():
     """The flags, with defaults of this benchmark's own for --config and --batch."""
     measure.define()
-    flags.DEFINE_string('official', None, 'The folder of the official code, with model_jit.py in it.')
-    flags.DEFINE_enum('side', None, ['official', 'ours'], 'Of the two processes that this command starts.')
+    flags.DEFINE_string(
+        'official', None, 'The folder of the official code, with model_jit.py in it.'
+    )
+    flags.DEFINE_enum(
+        'side', None, ['official', 'ours'], 'Of the two processes that this command starts.'
+    )
     defaults = {'--config=': DEFAULT_CONFIG, '--batch=': '4'}
-    missing = [flag + value for flag, value in defaults.items() if not any(arg.startswith(flag) for arg in sys.argv)]
+    missing = [
+        flag + value
+        for flag, value in defaults.items()
+        if not any(arg.startswith(flag) for arg in sys.argv)
+    ]
     cli.parse([sys.argv[0], *missing, *sys.argv[1:]])
 
 
@@ -52,15 +60,21 @@ def check():
     if unknown:
         raise ValueError(f'--rows: there is no {min(unknown)!r}; there are {", ".join(ROWS)}.')
     if not FLAGS.official or not os.path.exists(os.path.join(FLAGS.official, 'denoiser.py')):
-        raise ValueError('--official names the folder of the official code: git clone https://github.com/LTH14/JiT gives one.')
+        raise ValueError(
+            '--official names the folder of the official code: git clone https://github.com/LTH14/JiT gives one.'
+        )
     for module in ('torch', 'einops'):
         if importlib.util.find_spec(module) is None:
             raise ValueError(f'The official code needs {module}: pip install torch einops')
     config = FLAGS.config
     if (FLAGS.variant or config.model.variant) not in ('B', 'L', 'H'):
-        raise ValueError('The official code has the sizes B, L and H; --depth=2 leaves most of their blocks out.')
+        raise ValueError(
+            'The official code has the sizes B, L and H; --depth=2 leaves most of their blocks out.'
+        )
     if config.condition.kind != 'class':
-        raise ValueError(f'The official code knows class labels alone; use --config={DEFAULT_CONFIG} or another one with them.')
+        raise ValueError(
+            f'The official code knows class labels alone; use --config={DEFAULT_CONFIG} or another one with them.'
+        )
 
 
 def without_cuda(folder: str) -> str:
@@ -85,25 +99,44 @@ def official(config, variant: str) -> dict:
     from denoiser import Denoiser
     from util import misc
 
-    from jit_jax.model import size
+    from jit_jax.model.sizes import size
 
     m, d, s = config.model, config.diffusion, config.sample
     sizes, (ema1, ema2) = size(m.variant), config.ema.decays
     args = Namespace(
-        model=f'JiT-{variant}/{m.image_size // 16}', img_size=m.image_size, class_num=m.num_classes, attn_dropout=0.0,
-        proj_dropout=sizes['dropout'], label_drop_prob=config.condition.drop, P_mean=d.t_mean, P_std=d.t_std,
-        t_eps=d.t_eps, noise_scale=d.noise_scale, ema_decay1=ema1, ema_decay2=ema2, sampling_method=s.sampler,
-        num_sampling_steps=s.steps, cfg=s.guidance, interval_min=s.interval[0], interval_max=s.interval[1],
-    )  # fmt: skip
+        model=f'JiT-{variant}/{m.image_size // 16}',
+        img_size=m.image_size,
+        class_num=m.num_classes,
+        attn_dropout=0.0,
+        proj_dropout=sizes['dropout'],
+        label_drop_prob=config.condition.drop,
+        P_mean=d.t_mean,
+        P_std=d.t_std,
+        t_eps=d.t_eps,
+        noise_scale=d.noise_scale,
+        ema_decay1=ema1,
+        ema_decay2=ema2,
+        sampling_method=s.sampler,
+        num_sampling_steps=s.steps,
+        cfg=s.guidance,
+        interval_min=s.interval[0],
+        interval_max=s.interval[1],
+    )
     device = torch.device('cuda' if gpu else 'cpu')
     model = Denoiser(args)
     del model.net.blocks[sizes['depth'] :]
     model.net.in_context_start = sizes['class_start']
     model.to(device)
     groups = misc.add_weight_decay(model, config.optimizer.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.optimizer.base_lr, betas=(config.optimizer.b1, config.optimizer.b2))
-    model.ema_params1, model.ema_params2 = (copy.deepcopy(list(model.parameters())) for _ in range(2))
-    batch = {name: torch.from_numpy(rows).to(device) for name, rows in measure.noise(config).items()}
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.optimizer.base_lr, betas=(config.optimizer.b1, config.optimizer.b2)
+    )
+    model.ema_params1, model.ema_params2 = (
+        copy.deepcopy(list(model.parameters())) for _ in range(2)
+    )
+    batch = {
+        name: torch.from_numpy(rows).to(device) for name, rows in measure.noise(config).items()
+    }
     image, label = batch['image'].permute(0, 3, 1, 2).contiguous(), batch['label'].long()
     autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=gpu)
     wait = torch.cuda.synchronize if gpu else lambda: None
@@ -133,7 +166,7 @@ def official(config, variant: str) -> dict:
 
 def ours(config, variant: str) -> dict:
     """The same of this project."""
-    from jit_jax.model import size
+    from jit_jax.model.sizes import size
 
     cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
     import jax
@@ -153,7 +186,9 @@ def work(side: str):
     print(json.dumps(runs['about']), file=replies, flush=True)
     for line in sys.stdin:
         row, count = line.split()
-        if row == 'train':  # a step of its own first: memory that lay idle for the other's turn is slow to come back
+        if (
+            row == 'train'
+        ):  # a step of its own first: memory that lay idle for the other's turn is slow to come back
             runs[row]()
         start = time.perf_counter()
         for _ in range(int(count)):
@@ -165,9 +200,13 @@ class Side:
     """The other end of `work`."""
 
     def __init__(self, side: str):
-        environment = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} | os.environ  # a GPU's memory is for both
+        environment = {
+            'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'
+        } | os.environ  # a GPU's memory is for both
         command = [sys.executable, '-m', 'benchmarks.compare', f'--side={side}', *sys.argv[1:]]
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.about = self.answer()
 
     def answer(self):
@@ -203,7 +242,9 @@ def compare(config, variant: str):
     sides = {'official': Side('official'), 'ours': Side('ours')}
     rounds, s = FLAGS.rounds, config.sample
     shortened = f', only {FLAGS.depth} of its blocks,' if FLAGS.depth else ''
-    print(f'JiT-{variant}{shortened} at {config.model.image_size}×{config.model.image_size}, batch {config.batch_size}, class labels')
+    print(
+        f'JiT-{variant}{shortened} at {config.model.image_size}×{config.model.image_size}, batch {config.batch_size}, class labels'
+    )
     for name, side in sides.items():
         print(f'{name}: {side.about}')
     print('\n| s | official | ours | times as fast |\n|---|---|---|---|')

@@ -30,7 +30,9 @@ def write_photos(folder, count):
         photo = np.full((375, 500, 3), 128.0)
         for cells, strength in ((4, 50), (12, 30), (40, 20), (120, 14), (500, 7)):
             noise = rng.normal(0, 1, (cells * 3 // 4, cells, 3)).clip(-3, 3) * 40 + 128
-            layer = Image.fromarray(noise.astype(np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+            layer = Image.fromarray(noise.astype(np.uint8)).resize(
+                (500, 375), Image.Resampling.BICUBIC
+            )
             photo += (np.asarray(layer) - 128.0) * (strength / 40)
         first = folder / f'{i:04}_0.jpg'
         Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(first, quality=95)
@@ -58,7 +60,9 @@ class Pipeline:
         self.source, self.threads = source, threads
         self.read = self.taken = 0
         self.lock = threading.Lock()
-        self.batches = data.train_batches(self, batch_size=_BATCH, seed=0, start_step=0, flip=True, threads=threads, prefetch=0)
+        self.batches = data.train_batches(
+            self, batch_size=_BATCH, seed=0, start_step=0, flip=True, threads=threads, prefetch=0
+        )
 
     def __len__(self):
         return len(self.source)
@@ -82,7 +86,9 @@ def measure(run, count):
     """Returns images/s over `count` batches, by the wall clock and per second of CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     run(count)
-    return count * _BATCH / (time.perf_counter() - wall), count * _BATCH / (time.process_time() - cpu)
+    return count * _BATCH / (time.perf_counter() - wall), count * _BATCH / (
+        time.process_time() - cpu
+    )
 
 
 def main():
@@ -98,18 +104,24 @@ def main():
         kilobytes = statistics.mean(file.stat().st_size for file in files) / 1000
         plain = plain_loop(files)
         runs = {'plain PIL loop': lambda count: [next(plain) for _ in range(count)]}
-        runs |= {f'pipeline, {threads} threads': Pipeline(source, threads).run for threads in (0, 1, 2)}
+        runs |= {
+            f'pipeline, {threads} threads': Pipeline(source, threads).run for threads in (0, 1, 2)
+        }
         for run in runs.values():
             run(1)  # warms up, and fills what is made ahead
         speeds = {name: [] for name in runs}
         for _ in range(options.rounds):
             for name, run in runs.items():
                 speeds[name].append(measure(run, options.batches))
-    print(f'JPEGs of 500 x 375 pixels and {kilobytes:.0f} KB on average; medians of {options.rounds} alternating rounds')
+    print(
+        f'JPEGs of 500 x 375 pixels and {kilobytes:.0f} KB on average; medians of {options.rounds} alternating rounds'
+    )
     print(f'{"":20} {"images/s":>10} {"per core":>10} {"ratio":>7}')
     for name, rounds in speeds.items():
         wall, core = (statistics.median(values) for values in zip(*rounds, strict=True))
-        ratio = statistics.median(ours[1] / loop[1] for ours, loop in zip(rounds, speeds['plain PIL loop'], strict=True))
+        ratio = statistics.median(
+            ours[1] / loop[1] for ours, loop in zip(rounds, speeds['plain PIL loop'], strict=True)
+        )
         print(f'{name:20} {wall:10.0f} {core:10.0f} {ratio:7.2f}')
 
 

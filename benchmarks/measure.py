@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from absl import flags
 
-from jit_jax import cli
+from jit_jax.commands import cli
 
 FLAGS = flags.FLAGS
 
@@ -25,13 +25,28 @@ CHANGES = {
 
 def define() -> None:
     """The flags of every benchmark; not on import, as commands share names of flags."""
-    cli.define_config('config', 'A file of configs/, with :preset after the path; its data is not needed.')
-    flags.DEFINE_integer('batch', None, "Images at a time; the config's own by default.", lower_bound=1)
-    flags.DEFINE_integer('steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1)
+    cli.define_config(
+        'config', 'A file of configs/, with :preset after the path; its data is not needed.'
+    )
+    flags.DEFINE_integer(
+        'batch', None, "Images at a time; the config's own by default.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        'steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1
+    )
     flags.DEFINE_integer('rounds', 7, 'Every round runs each row once.', lower_bound=1)
-    flags.DEFINE_list('rows', None, 'Which rows, the first being what the others are compared to; a+b makes both changes.')
+    flags.DEFINE_list(
+        'rows',
+        None,
+        'Which rows, the first being what the others are compared to; a+b makes both changes.',
+    )
     flags.DEFINE_string('variant', None, "A size of the network instead of the config's own.")
-    flags.DEFINE_integer('depth', None, 'Blocks, instead of all of the size: where a whole one takes too long.', lower_bound=1)
+    flags.DEFINE_integer(
+        'depth',
+        None,
+        'Blocks, instead of all of the size: where a whole one takes too long.',
+        lower_bound=1,
+    )
 
 
 @dataclass
@@ -50,9 +65,11 @@ def configured():
     """The config with --batch, --variant and --depth in place, and the size's name. Raises ValueError for what cannot be."""
     import jax
 
-    from jit_jax.model import size
+    from jit_jax.model.sizes import size
 
-    jax.config.update('jax_enable_compilation_cache', False)  # or a second run would find compiling quick
+    jax.config.update(
+        'jax_enable_compilation_cache', False
+    )  # or a second run would find compiling quick
     cli.config_name(FLAGS['config'])
     config = FLAGS.config
     config.batch_size = FLAGS.batch or config.batch_size
@@ -67,12 +84,16 @@ def configured():
 def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> dict:
     """Configs by row: of `names`, or of those in `default` whose keys the config has. Raises ValueError for other names."""
     found = {}
-    has = lambda name: all(key in config[room] for room, key in (k.split('.') for k in changes[name]))
+    has = lambda name: all(
+        key in config[room] for room, key in (k.split('.') for k in changes[name])
+    )
     for name in names or filter(has, default):
         found[name] = config.copy_and_resolve_references()
         for part in name.split('+'):
             if part not in changes or not has(part):
-                raise ValueError(f'--rows: there is no {part!r}; there are {", ".join(filter(has, changes))}.')
+                raise ValueError(
+                    f'--rows: there is no {part!r}; there are {", ".join(filter(has, changes))}.'
+                )
             found[name].update_from_flattened_dict(changes[part])
     return found
 
@@ -89,7 +110,12 @@ def compiled(lowered: Callable):
     start = time.perf_counter()
     program = lowered().compile()
     seconds, m = time.perf_counter() - start, program.memory_analysis()
-    bytes_ = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    bytes_ = (
+        m.argument_size_in_bytes
+        + m.temp_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+    )
     return program, dict(memory=bytes_, compiling=seconds)
 
 
@@ -123,7 +149,9 @@ def alternate(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
 
 def spread(values) -> str:
     """Median and quartiles, as '3.05 (3.01–3.12)'."""
-    low, middle, high = statistics.quantiles(values, method='inclusive') if len(values) > 1 else values * 3
+    low, middle, high = (
+        statistics.quantiles(values, method='inclusive') if len(values) > 1 else values * 3
+    )
     return f'{number(middle)} ({number(low)}–{number(high)})'
 
 
@@ -137,23 +165,37 @@ def ceiling(dtype: str) -> float:
     import jax
     import jax.numpy as jnp
 
-    from jit_jax import sharding
+    from jit_jax.model import sharding
 
     mesh = sharding.make_mesh((-1, 1, 1))
-    sizes, loops = ((1024, 2048), 2) if jax.default_backend() == 'cpu' else ((4096, 8192, 16384), 16)
+    sizes, loops = (
+        ((1024, 2048), 2) if jax.default_backend() == 'cpu' else ((4096, 8192, 16384), 16)
+    )
 
-    def matrix(rows, n, place):  # random, because a chip draws less power, and runs faster, on numbers that are all alike
-        return jax.jit(lambda: (jax.random.normal(jax.random.key(0), (rows, n)) / n**0.5).astype(dtype), out_shardings=place)()
+    def matrix(
+        rows, n, place
+    ):  # random, because a chip draws less power, and runs faster, on numbers that are all alike
+        return jax.jit(
+            lambda: (jax.random.normal(jax.random.key(0), (rows, n)) / n**0.5).astype(dtype),
+            out_shardings=place,
+        )()
 
     def chain(x, w, sums):
-        return jax.lax.fori_loop(0, loops, lambda i, x: jnp.dot(x, w, preferred_element_type=sums).astype(dtype), x)
+        return jax.lax.fori_loop(
+            0, loops, lambda i, x: jnp.dot(x, w, preferred_element_type=sums).astype(dtype), x
+        )
 
     best = 0.0
     for n, sums in itertools.product(sizes, {dtype, 'float32'}):
-        x, w = matrix(mesh.size * n, n, sharding.batch_sharding(mesh)), matrix(n, n, sharding.replicated(mesh))
+        x, w = (
+            matrix(mesh.size * n, n, sharding.batch_sharding(mesh)),
+            matrix(n, n, sharding.replicated(mesh)),
+        )
         run = jax.jit(chain, static_argnums=2).lower(x, w, sums).compile()
         run(x, w).block_until_ready()
-        (seconds,) = alternate({'': lambda run=run, x=x, w=w: run(x, w).block_until_ready()}, 3).values()
+        (seconds,) = alternate(
+            {'': lambda run=run, x=x, w=w: run(x, w).block_until_ready()}, 3
+        ).values()
         best = max(best, loops * 2 * mesh.size * n**3 / min(seconds))
     return best
 
@@ -164,18 +206,34 @@ def report(programs: dict[str, Program], rounds: int):
 
     ceilings = {program.dtype: ceiling(program.dtype) for program in programs.values()}
     seconds = alternate({name: program.run for name, program in programs.items()}, rounds)
-    ceilings = {dtype: max(before, ceiling(dtype)) for dtype, before in ceilings.items()}  # the machine may be calmer by now
-    speeds = {name: [program.images / s for s in seconds[name]] for name, program in programs.items()}
+    ceilings = {
+        dtype: max(before, ceiling(dtype)) for dtype, before in ceilings.items()
+    }  # the machine may be calmer by now
+    speeds = {
+        name: [program.images / s for s in seconds[name]] for name, program in programs.items()
+    }
     first = next(iter(speeds))
-    print(f'\n| row | images/s | × {first} | TFLOP/s | of ceiling | GiB | compile s |\n|---|---|---|---|---|---|---|')
+    print(
+        f'\n| row | images/s | × {first} | TFLOP/s | of ceiling | GiB | compile s |\n|---|---|---|---|---|---|---|'
+    )
     for name, p in programs.items():
         flops = p.flops * statistics.median(speeds[name])
         ratio = [a / b for a, b in zip(speeds[name], speeds[first], strict=True)]
-        cells = [name, spread(speeds[name]), spread(ratio), number(flops / 1e12), f'{flops / ceilings[p.dtype]:.1%}']
+        cells = [
+            name,
+            spread(speeds[name]),
+            spread(ratio),
+            number(flops / 1e12),
+            f'{flops / ceilings[p.dtype]:.1%}',
+        ]
         print(f'| {" | ".join([*cells, number(p.memory / 2**30), number(p.compiling)])} |')
-    print(f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix products of the program, by formula.')
+    print(
+        f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix products of the program, by formula.'
+    )
     for dtype, best in ceilings.items():
-        print(f'Ceiling, the best product of square matrices in {dtype} before or after: {number(best / 1e12)} TFLOP/s.')
+        print(
+            f'Ceiling, the best product of square matrices in {dtype} before or after: {number(best / 1e12)} TFLOP/s.'
+        )
     peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     if peak:
         print(f'The device itself saw a peak of {number(peak / 2**30)} GiB over all rows.')

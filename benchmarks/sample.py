@@ -10,7 +10,7 @@ not matter to the time, unless it is 1.
 from absl.flags import FLAGS
 
 from benchmarks import measure
-from jit_jax import cli
+from jit_jax.commands import cli
 
 CHANGES = measure.CHANGES | {
     'unguided': {'sample.guidance': 1.0},
@@ -31,10 +31,10 @@ def passes(settings) -> tuple[int, int]:
     import jax
     import jax.numpy as jnp
 
-    from jit_jax import sampling
-    from jit_jax.diffusion import Diffusion
+    from jit_jax.diffusion import guidance, samplers
+    from jit_jax.diffusion.objective import Diffusion
 
-    calls = {'told': 0, 'null': 0}
+    calls = {'conditioning': 0, 'null': 0}
 
     def count(name):
         def denoise(z, t):
@@ -44,18 +44,29 @@ def passes(settings) -> tuple[int, int]:
         return denoise
 
     with jax.disable_jit():  # a scan is then a loop
-        guided = sampling.guide(count('told'), count('null'), settings.guidance, settings.interval)
-        sampling.sample(guided, jnp.zeros((1, 1, 1, 1)), Diffusion(noise_scale=1.0), steps=settings.steps, sampler=settings.sampler)
-    return calls['told'], calls['null']
+        guided = guidance.guide(
+            count('conditioning'), count('null'), settings.guidance, settings.interval
+        )
+        samplers.sample(
+            guided,
+            jnp.zeros((1, 1, 1, 1)),
+            Diffusion(noise_scale=1.0),
+            steps=settings.steps,
+            sampler=settings.sampler,
+        )
+    return calls['conditioning'], calls['null']
 
 
 def flops(config, model, settings) -> float:
     """Of one image: the products of both branches × 2 for multiply and add."""
-    from jit_jax import build
-    from jit_jax.model import forward_multiply_adds
+    from jit_jax.model.sizes import forward_multiply_adds
+    from jit_jax.recipe import build
 
     (n, labelled), (with_told, with_null) = build.program(config), passes(settings)
-    return 2.0 * (with_told * forward_multiply_adds(model, n, labelled) + with_null * forward_multiply_adds(model, 0, labelled))
+    return 2.0 * (
+        with_told * forward_multiply_adds(model, n, labelled)
+        + with_null * forward_multiply_adds(model, 0, labelled)
+    )
 
 
 class Sampling:
@@ -68,20 +79,32 @@ class Sampling:
         import jax
         import jax.numpy as jnp
 
-        from jit_jax import build, conditions, generate, sharding
+        from jit_jax.diffusion import conditions, generate
+        from jit_jax.model import sharding
+        from jit_jax.recipe import build
 
         build.check(config)
-        model, settings, mesh = build.network(config), build.settings(config), sharding.make_mesh((-1, 1, 1))
+        model, settings, mesh = (
+            build.network(config),
+            build.settings(config),
+            sharding.make_mesh((-1, 1, 1)),
+        )
         count, batch = config.batch_size, measure.noise(config)
-        told = build.condition(config)(conditions.from_uint8(batch['image']), batch, jax.random.key(0))
-        z, told = sharding.spread((generate.noise(jax.random.key(0), 0, count, model), told), mesh)
+        conditioning = build.condition(config)(
+            conditions.from_uint8(batch['image']), batch, jax.random.key(0)
+        )
+        z, conditioning = sharding.spread(
+            (generate.noise(jax.random.key(0), 0, count, model), conditioning), mesh
+        )
         if self.params is None:
             init = lambda key: model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
             self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
         draw = generate.jitted(model, build.diffusion(config), settings, mesh)
-        run, cost = measure.compiled(lambda: draw.lower(self.params, z, told))
-        work = lambda: jax.block_until_ready(run(self.params, z, told))
-        return measure.Program(work, count, flops(config, model, settings), model.dtype.name, **cost)
+        run, cost = measure.compiled(lambda: draw.lower(self.params, z, conditioning))
+        work = lambda: jax.block_until_ready(run(self.params, z, conditioning))
+        return measure.Program(
+            work, count, flops(config, model, settings), model.dtype.name, **cost
+        )
 
 
 def settled():
@@ -97,7 +120,7 @@ def settled():
 
 
 def main():
-    from jit_jax.model import size
+    from jit_jax.model.sizes import size
 
     cli.restart_with()
     measure.define()
@@ -107,8 +130,14 @@ def main():
         cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
         configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
         s = config.sample
-        told = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
-        print(measure.title(config, variant, f'{config.batch_size} images by {s.steps} {s.sampler} steps, {told}'))
+        conditioning = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
+        print(
+            measure.title(
+                config,
+                variant,
+                f'{config.batch_size} images by {s.steps} {s.sampler} steps, {conditioning}',
+            )
+        )
         programs = measure.built(configs, Sampling().program)
     measure.report(programs, FLAGS.rounds)
 

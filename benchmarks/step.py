@@ -11,18 +11,34 @@ goes through all rows, as their parameter tree is the same.
 from absl.flags import FLAGS
 
 from benchmarks import measure
-from jit_jax import cli
+from jit_jax.commands import cli
 
 CHANGES = measure.CHANGES | {
     'keep': {'condition.kind': 'none', 'compute.dead_slots': 'keep'},
     'skip': {'condition.kind': 'none', 'compute.dead_slots': 'skip'},
-    '64': {'condition.kind': 'super_resolution', 'condition.factor': 2, 'compute.dead_slots': 'skip'},
+    '64': {
+        'condition.kind': 'super_resolution',
+        'condition.factor': 2,
+        'compute.dead_slots': 'skip',
+    },
     'full': {'condition.kind': 'grayscale', 'compute.dead_slots': 'skip'},
     'class': {'condition.kind': 'class', 'compute.dead_slots': 'skip'},
     'dots': {'compute.remat': 'dots'},
     'remat': {'compute.remat': 'full'},
 }
-DEFAULT = ['keep', 'skip', '64', 'full', 'scanned', 'unscanned', 'xla', 'cudnn', 'splash', 'float32', 'bfloat16']
+DEFAULT = [
+    'keep',
+    'skip',
+    '64',
+    'full',
+    'scanned',
+    'unscanned',
+    'xla',
+    'cudnn',
+    'splash',
+    'float32',
+    'bfloat16',
+]
 
 
 class Training:
@@ -34,15 +50,23 @@ class Training:
     def program(self, config) -> measure.Program:
         import jax
 
-        from jit_jax import build, sharding
+        from jit_jax.model import sharding
+        from jit_jax.recipe import build
 
         build.check(config)
-        run = build.programs(config, sharding.make_mesh(config.mesh))  # no images: the step does not see where they come from
-        batch, key = sharding.to_device(measure.noise(config), run.mesh), jax.random.key(config.seed)
+        run = build.programs(
+            config, sharding.make_mesh(config.mesh)
+        )  # no images: the step does not see where they come from
+        batch, key = (
+            sharding.to_device(measure.noise(config), run.mesh),
+            jax.random.key(config.seed),
+        )
         step, cost = measure.compiled(lambda: run.step.lower(run.like, batch, key))
 
         def work():
-            if self.state is None or self.state.step.is_deleted():  # not yet, or lost with a row that ran out of memory
+            if (
+                self.state is None or self.state.step.is_deleted()
+            ):  # not yet, or lost with a row that ran out of memory
                 self.state = run.init(key)
             for _ in range(self.steps):
                 self.state, _ = step(self.state, batch, key)
@@ -53,7 +77,7 @@ class Training:
 
 
 def main():
-    from jit_jax.model import size
+    from jit_jax.model.sizes import size
 
     cli.restart_with()
     measure.define()
@@ -63,7 +87,11 @@ def main():
         cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
         configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
         steps = FLAGS.steps or 5
-        print(measure.title(config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'))
+        print(
+            measure.title(
+                config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'
+            )
+        )
         programs = measure.built(configs, Training(steps).program)
     measure.report(programs, FLAGS.rounds)
 

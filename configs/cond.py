@@ -9,7 +9,7 @@ python train.py --config=configs/cond.py:imagenet256_b16_class              # cl
 from ml_collections import ConfigDict
 
 from jit_jax.configs import uncond
-from jit_jax.sampling import GUIDANCE
+from jit_jax.diffusion.guidance import GUIDANCE
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:

@@ -12,7 +12,9 @@ IMAGENET_TRAIN = 1_281_167  # images
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     presets = {'digits': digits, 'folder': folder}
-    presets |= {f'imagenet{size}_{v}{p}': imagenet for size, p in ((256, 16), (512, 32)) for v in 'blhg'}
+    presets |= {
+        f'imagenet{size}_{v}{p}': imagenet for size, p in ((256, 16), (512, 32)) for v in 'blhg'
+    }
     if preset not in presets:
         raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(presets)}.')
     return presets[preset](preset)
@@ -30,7 +32,9 @@ def imagenet(preset: str) -> ConfigDict:
     config.accumulate = 1  # parts of a batch, one after the other: memory for time
     config.log_every = 100  # steps between lines of metrics
     config.init_from = ''  # a run folder, step or export to take weights from
-    config.init_ema = ''  # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
+    config.init_ema = (
+        ''  # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
+    )
     config.mesh = (1, -1, 1)  # (data, fsdp, tensor); -1 takes the devices that are left
 
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
@@ -46,7 +50,9 @@ def imagenet(preset: str) -> ConfigDict:
     config.compute.dtype = 'auto'  # bfloat16 on accelerators, float32 on CPU
     config.compute.dead_slots = 'skip'  # skip what cannot be live, or keep all 512 slots
     config.compute.scan = True  # one compiled body for all blocks
-    config.compute.attention = 'auto'  # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
+    config.compute.attention = (
+        'auto'  # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
+    )
     config.compute.remat = 'none'  # none, dots or full: trade compute for memory
 
     config.data = ConfigDict()  # where images come from
@@ -62,7 +68,9 @@ def imagenet(preset: str) -> ConfigDict:
 
     config.condition = ConfigDict()  # what the model is told, in the first 256 slots
     config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
-    config.condition.drop = 0.1  # probability of a row to lose its condition: trains the null branch
+    config.condition.drop = (
+        0.1  # probability of a row to lose its condition: trains the null branch
+    )
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
 
@@ -78,13 +86,17 @@ def imagenet(preset: str) -> ConfigDict:
     config.optimizer.b2 = 0.95  # decay of the second moment
     config.optimizer.weight_decay = 0.0  # of kernels alone
     config.optimizer.mu_dtype = 'float32'  # of the first moment: bfloat16 saves 2 bytes a parameter
-    config.optimizer.muon_rms = 0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
+    config.optimizer.muon_rms = (
+        0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
+    )
     config.optimizer.warmup = 5 * epoch  # steps
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
     config.ema = ConfigDict()  # averages of the weights, of which samples are drawn
     config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
-    config.ema.memory = 'device'  # or host: saves 8 bytes a parameter, and costs their way there and back each step
+    config.ema.memory = (
+        'device'  # or host: saves 8 bytes a parameter, and costs their way there and back each step
+    )
     config.ema.warmup = False  # start with a low decay: for short runs
 
     config.checkpoint = ConfigDict()  # see docs/checkpoints.md
@@ -101,13 +113,17 @@ def imagenet(preset: str) -> ConfigDict:
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
 
-    config.evaluate = ConfigDict()  # while training: what `python -m jit_jax.evaluate` says afterwards
+    config.evaluate = ConfigDict()  # while training: what `jit-jax evaluate` says afterwards
     config.evaluate.every = 0  # steps between evaluations of generated images; 0: none
     config.evaluate.num = 8000  # images generated for one
     config.evaluate.batch = 256  # of them at a time, over all devices
     config.evaluate.inception = ''  # weights of the FID Inception; '': what needs none (labels: a classifier; conditions: PSNR)
-    config.evaluate.reference = ''  # what FID compares with: an .npz, a folder, a split; '': the training images
-    config.evaluate.denoise_every = 1000  # steps between looks at how held-out images are denoised; 0: none
+    config.evaluate.reference = (
+        ''  # what FID compares with: an .npz, a folder, a split; '': the training images
+    )
+    config.evaluate.denoise_every = (
+        1000  # steps between looks at how held-out images are denoised; 0: none
+    )
     config.evaluate.denoise_num = 1024  # how many of them
 
     config.wandb = ConfigDict()  # Weights & Biases
@@ -144,7 +160,11 @@ def folder(preset: str) -> ConfigDict:
     config.batch_size, config.steps = 64, 100_000
     config.data.kind, config.data.name, config.data.test = 'folder', '', 'test'
     config.diffusion.noise_scale = 1.0
-    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = 8e-4, 1000, 'cosine'
+    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = (
+        8e-4,
+        1000,
+        'cosine',
+    )
     config.ema.decays, config.ema.warmup = (0.9995, 0.999), True
     config.sample.every = 2500
     return config

@@ -30,7 +30,11 @@ def recipe() -> list[tuple[str, str, str]]:
         found = re.fullmatch(r'    config\.([\w.]+) = (.+?)(?:  # (.+))?', line)
         if found:
             value = reduce(lambda part, name: part[name], found[1].split('.'), config)
-            code = found[2] if found[2] in ('ConfigDict()', repr(value)) or found[2][0] in "('-0123456789TF" else repr(value)
+            code = (
+                found[2]
+                if found[2] in ('ConfigDict()', repr(value)) or found[2][0] in "('-0123456789TF"
+                else repr(value)
+            )
             code = f'{value!r} = {found[2]}' if '*' in found[2] else code
             rows.append((found[1], code, found[3] or ''))
     return rows
@@ -38,7 +42,10 @@ def recipe() -> list[tuple[str, str, str]]:
 
 def presets() -> list[tuple[str, str]]:
     """(file, its docstring) of each config file."""
-    return [(name, ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text()))) for name in ('uncond.py', 'cond.py')]
+    return [
+        (name, ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text())))
+        for name in ('uncond.py', 'cond.py')
+    ]
 
 
 def page() -> str:
@@ -46,12 +53,16 @@ def page() -> str:
     for name, text in presets():
         first, _, rest = text.partition('\n\n')
         parts.append(
-            f'`configs/{name}`: {first}\n\n```\n' + '\n'.join(line.removeprefix('    ') for line in rest.splitlines()) + '\n```\n\n'
+            f'`configs/{name}`: {first}\n\n```\n'
+            + '\n'.join(line.removeprefix('    ') for line in rest.splitlines())
+            + '\n```\n\n'
         )
     for key, value, comment in recipe():
         if value == 'ConfigDict()':
             parts.append(
-                f'\n## {key}\n\n{comment[:1].upper() + comment[1:]}{"." if comment else ""}\n\n'.replace('\n\n\n\n', '\n\n')
+                f'\n## {key}\n\n{comment[:1].upper() + comment[1:]}{"." if comment else ""}\n\n'.replace(
+                    '\n\n\n\n', '\n\n'
+                )
                 + '| key | default | |\n|---|---|---|\n'
             )
         else:

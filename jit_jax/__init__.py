@@ -8,14 +8,14 @@ __version__ = '0.1.0'
 
 
 def load(path, ema=None) -> tuple:
-    """See `jit_jax.api.load`."""
-    from jit_jax import api
+    """See `jit_jax.trained.load`."""
+    from jit_jax import trained
 
-    return api.load(path, ema)
+    return trained.load(path, ema)
 
 
 def sample(model, params, key, num=16, **kwargs) -> object:
-    """See `jit_jax.api.sample`."""
-    from jit_jax import api
+    """See `jit_jax.trained.sample`."""
+    from jit_jax import trained
 
-    return api.sample(model, params, key, num, **kwargs)
+    return trained.sample(model, params, key, num, **kwargs)

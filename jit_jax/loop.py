@@ -15,17 +15,22 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jit_jax import checkpoint, data, metrics, report, speed
-from jit_jax.build import Run, less_memory
-from jit_jax.measure import Watch
-from jit_jax.preview import Preview
-from jit_jax.sharding import to_device
-from jit_jax.state import TrainState
+from jit_jax import data
+from jit_jax.errors import UserError
+from jit_jax.evaluation import page
+from jit_jax.evaluation.measure import Watch
+from jit_jax.evaluation.preview import Preview
+from jit_jax.hardware import speed
+from jit_jax.model.sharding import to_device
+from jit_jax.output import files, log
+from jit_jax.recipe.build import Run, less_memory
+from jit_jax.training import checkpoint
+from jit_jax.training.state import TrainState
 
 PATIENCE = 86400  # seconds of a CPU that a run may take without --yes
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """A run that cannot start as asked; the message is one sentence with the fix, and nothing has been touched."""
 
 
@@ -41,7 +46,9 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
     with checkpoint.lock(workdir), Stop() as stop, enough_memory(run):
         keep = config.checkpoint
         best = ('loss', 'min') if keep.keep_best else None
-        checkpoints = checkpoint.Checkpoints(workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best)
+        checkpoints = checkpoint.Checkpoints(
+            workdir, keep_last=keep.keep_last, keep_every=keep.keep_every or None, best=best
+        )
         try:
             watch = Watch(run)
             state, how = agreed_state(run, workdir, checkpoints)
@@ -49,11 +56,19 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
             raise Refused(problem) from problem
         start = int(state.step)
         if start >= config.steps:
-            print(f'{workdir} is done: step {start} of {config.steps}. To go on, raise --config.steps.')
+            print(
+                f'{workdir} is done: step {start} of {config.steps}. To go on, raise --config.steps.'
+            )
             return
         write_config(run, workdir)
-        writer = metrics.Writer(
-            workdir, start=start, steps=config.steps, enabled=jax.process_index() == 0, ideal=ideal, config=run.record, follow=follow
+        writer = log.Writer(
+            workdir,
+            start=start,
+            steps=config.steps,
+            enabled=jax.process_index() == 0,
+            ideal=ideal,
+            config=run.record,
+            follow=follow,
         )
         writer.say(how)
         writer.say(summary(run, state))
@@ -70,8 +85,12 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
                     rows = next(batches)
                 batch = to_device(rows, run.mesh)  # travels while the step runs
             last = step == config.steps or stop.after(step)
-            due = step % config.checkpoint.every == 0 or last  # a checkpoint never holds a NaN nor outruns its metrics
-            while len(in_flight) > (0 if due else 1):  # read a step late: the device is never waited for empty
+            due = (
+                step % config.checkpoint.every == 0 or last
+            )  # a checkpoint never holds a NaN nor outruns its metrics
+            while len(in_flight) > (
+                0 if due else 1
+            ):  # read a step late: the device is never waited for empty
                 tell(*in_flight.pop(0), run, writer, workdir, checkpoints)
             if step % config.sample.every == 0 or step == config.steps:
                 with writer.clock.pause():
@@ -88,7 +107,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         writer.say(outcome(step, saved, config.steps, stop.name, workdir))
         writer.close()
     if jax.process_index() == 0:
-        print(report.try_write(workdir, run.record, run.train, run.test))
+        print(page.try_write(workdir, run.record, run.train, run.test))
 
 
 def outcome(step: int, saved: int | None, steps: int, stopped_by: str, workdir: str) -> str:
@@ -96,17 +115,26 @@ def outcome(step: int, saved: int | None, steps: int, stopped_by: str, workdir: 
     if saved != step:
         return f'Step {step} could not be saved; {workdir} goes on from step {saved} when there is room.'
     if step < steps:
-        return f'Stopped by {stopped_by} after step {step}: saved. The same command goes on from here.'
-    return f'Done: step {step}. Samples are in {workdir}/samples; draw more with: python -m jit_jax.sample --workdir={workdir}'
+        return (
+            f'Stopped by {stopped_by} after step {step}: saved. The same command goes on from here.'
+        )
+    return f'Done: step {step}. Samples are in {workdir}/samples; draw more with: jit-jax sample --workdir={workdir}'
 
 
 def open_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the global batches after step `start`."""
     d = run.config.data
     return data.train_batches(
-        run.train, batch_size=run.config.batch_size, seed=run.config.seed, start_step=start, flip=d.flip, threads=d.threads,
-        prefetch=d.prefetch, process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+        run.train,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        start_step=start,
+        flip=d.flip,
+        threads=d.threads,
+        prefetch=d.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def check_patience(config, seconds: float) -> None:
@@ -133,13 +161,21 @@ def memory_advice(config, mesh) -> str:
     """One sentence: what else computes the same training in less memory, and then what does not."""
     tries, parts = less_memory(config, mesh), []
     if 'accumulate' in tries:
-        parts += [f'--config.accumulate={tries["accumulate"]} ({config.batch_size // tries["accumulate"]} images at a time)']
+        parts += [
+            f'--config.accumulate={tries["accumulate"]} ({config.batch_size // tries["accumulate"]} images at a time)'
+        ]
     if 'compute.remat' in tries:
-        parts += [f'--config.compute.remat={tries["compute.remat"]} (computes again what it need not keep)']
+        parts += [
+            f'--config.compute.remat={tries["compute.remat"]} (computes again what it need not keep)'
+        ]
     less = config.batch_size // 2
     parts += [f'--config.batch_size={less} (another training)'] if less else []
     device = jax.local_devices()[0].device_kind
-    return f'{device} is out of memory with {config.batch_size // config.accumulate} images at a time; try ' + ', or '.join(parts) + '.'
+    return (
+        f'{device} is out of memory with {config.batch_size // config.accumulate} images at a time; try '
+        + ', or '.join(parts)
+        + '.'
+    )
 
 
 def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str]:
@@ -147,21 +183,29 @@ def starting_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str
     step = checkpoints.newest()
     if step is not None:
         stored, config = json.loads((epath.Path(workdir) / 'config.json').read_text()), run.record
-        refuse(checkpoint.compatible(stored, config), f'{workdir} holds a run of another architecture')
+        refuse(
+            checkpoint.compatible(stored, config), f'{workdir} holds a run of another architecture'
+        )
         changed = differences(stored, config)
-        how = f'Resuming {workdir} at step {step}' + (f', with {", ".join(changed)} changed.' if changed else '.')
+        how = f'Resuming {workdir} at step {step}' + (
+            f', with {", ".join(changed)} changed.' if changed else '.'
+        )
         return checkpoints.restore(step, run.like), how
     if run.config.init_from:
         path, which = run.config.init_from, run.config.init_ema
         stored, params, step = checkpoint.read_weights(path, which or None)
         refuse(checkpoint.compatible(stored, run.record), f'{path} has another architecture')
-        return run.start(params), f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
+        return run.start(
+            params
+        ), f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
     return run.init(jax.random.key(run.config.seed)), f'Starting fresh in {workdir}.'
 
 
 def agreed_state(run: Run, workdir: str, checkpoints) -> tuple[TrainState, str]:
     """`starting_state`, of processes that found out that they compute the same."""
-    agree('config', zlib.crc32(json.dumps(run.record).encode()))  # before anything that all must compute together
+    agree(
+        'config', zlib.crc32(json.dumps(run.record).encode())
+    )  # before anything that all must compute together
     state, how = starting_state(run, workdir, checkpoints)
     return state, agree('parameters', int(checksum(state.params).addressable_data(0))) + how
 
@@ -172,14 +216,19 @@ def agree(what: str, number: int) -> str:
     if count == 1:
         return ''
     if len(set(multihost_utils.process_allgather(np.uint32(number)).tolist())) > 1:
-        raise ValueError(f'The {count} processes of this run differ in their {what}; start each with the same command and the same code.')
+        raise ValueError(
+            f'The {count} processes of this run differ in their {what}; start each with the same command and the same code.'
+        )
     return f'{count} processes agree: {what} {number:08x}. '
 
 
 @jax.jit
 def checksum(tree) -> jax.Array:
     """uint32, of all bits of float32 leaves: a process whose copy of a replicated array differs gets another one."""
-    sums = [jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32) for x in jax.tree.leaves(tree)]
+    sums = [
+        jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
+        for x in jax.tree.leaves(tree)
+    ]
     return sum((2 * i + 1) * s for i, s in enumerate(sums))
 
 
@@ -203,7 +252,9 @@ def differences(a: dict, b: dict, prefix: str = '') -> list[str]:
 def write_config(run: Run, workdir: str) -> None:
     """config.json, whole or not at all."""
     if jax.process_index() == 0:
-        metrics.write_whole(os.path.join(workdir, 'config.json'), json.dumps(run.record, indent=1).encode())
+        files.write_whole(
+            os.path.join(workdir, 'config.json'), json.dumps(run.record, indent=1).encode()
+        )
 
 
 def summary(run: Run, state) -> str:
@@ -223,12 +274,15 @@ def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkp
     numbers = {name: float(value) for name, value in jax.device_get(numbers).items()}
     if not all(map(math.isfinite, numbers.values())):
         good, path = checkpoints.wait() or 0, os.path.join(workdir, f'nan-{step}.npz')
-        rows = {f'batch/{name}': multihost_utils.process_allgather(v, tiled=True) for name, v in batch.items()}
+        rows = {
+            f'batch/{name}': multihost_utils.process_allgather(v, tiled=True)
+            for name, v in batch.items()
+        }
         if jax.process_index() == 0:
-            metrics.save_npz(path, step=step, seed=config.seed, checkpoint=good, **rows)
+            files.save_npz(path, step=step, seed=config.seed, checkpoint=good, **rows)
         raise FloatingPointError(
             f'At step {step} the loss is {numbers["loss"]:.4g} and its gradient {numbers["grad_norm"]:.4g}; {workdir} is good up to step {good}. '
-            f'To see where it comes from: python -m jit_jax.replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'
+            f'To see where it comes from: jit-jax replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'
         )
     if step % config.log_every == 0 or step == config.steps:
         numbers['broken_images'] = len(run.train.broken)
@@ -237,7 +291,12 @@ def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkp
 
 def save(checkpoints, state, config, record: dict) -> None:
     """Starts to save a step whose numbers have been read."""
-    order = {'seed': config.seed, 'batch_size': config.batch_size, 'source': config.data.kind, 'step': int(state.step)}
+    order = {
+        'seed': config.seed,
+        'batch_size': config.batch_size,
+        'source': config.data.kind,
+        'step': int(state.step),
+    }
     checkpoints.save(state, data=order, config=record, metrics={'loss': float(state.loss_mean)})
 
 

@@ -21,11 +21,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from jit_jax.model import JiT, size
+from jit_jax.model.jit import JiT
+from jit_jax.model.sizes import size
 
 # For this process only: not in the environment, where the processes that tests start would find it.
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_disable_most_optimizations', True)  # LLVM's costs more time than it saves on tiny models
+jax.config.update(
+    'jax_disable_most_optimizations', True
+)  # LLVM's costs more time than it saves on tiny models
 
 settings.register_profile('suite', deadline=None, derandomize=True, max_examples=50)
 settings.load_profile('suite')
@@ -44,7 +47,10 @@ def tiny():
 def fresh(tiny):
     """The tiny model's parameters at their start, as numpy arrays."""
     model = tiny()
-    return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))['params'])
+    return jax.tree.map(
+        np.asarray,
+        jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))['params'],
+    )
 
 
 def perturb(params, scale: float = 0.15):
@@ -70,21 +76,25 @@ def run():
     @cache
     def program(model):
         def loss(arrays, rest):
-            x = model.apply({'params': arrays['params']}, arrays['z'], arrays['t'], arrays.get('cond'), **rest)
+            x = model.apply(
+                {'params': arrays['params']}, arrays['z'], arrays['t'], arrays.get('cond'), **rest
+            )
             return jnp.sum(x * jax.random.normal(jax.random.key(1), x.shape)), x
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
-    def both(model, params, z, t, **told):
-        arrays = dict(params=params, z=z, t=t) | {name: told.pop(name) for name in ('cond',) if name in told}
-        (_, x), gradients = program(model)(arrays, told)
+    def both(model, params, z, t, **conditioning):
+        arrays = dict(params=params, z=z, t=t) | {
+            name: conditioning.pop(name) for name in ('cond',) if name in conditioning
+        }
+        (_, x), gradients = program(model)(arrays, conditioning)
         return np.asarray(x), jax.tree.map(np.asarray, gradients)
 
     return both
 
 
 @pytest.fixture(scope='session')
-def told():
+def conditioning():
     """What models are told, by name, in batches of five rows; z and t besides.
 
     mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with half and a label.
@@ -102,7 +112,12 @@ def told():
         'z': random.standard_normal((5, 32, 32, 3)).astype(np.float32),
         't': np.array([0.1, 0.3, 0.5, 0.7, 0.96], np.float32),
         'uncond': {},
-        'mixed': dict(cond=image(16, 16), cond_valid=some, label=label, label_valid=np.array([0, 0, 0, 1, 1], bool)),
+        'mixed': dict(
+            cond=image(16, 16),
+            cond_valid=some,
+            label=label,
+            label_valid=np.array([0, 0, 0, 1, 1], bool),
+        ),
         'full': dict(cond=image(32, 32), cond_valid=live),
         'whole': dict(cond=image(8, 16), label=label),
     }
@@ -112,8 +127,14 @@ def told():
 def env(tmp_path_factory):
     """One CPU device, whatever the machine; the digits written once for all tests."""
     data = tmp_path_factory.mktemp('tfds')
-    env = os.environ | {'TFDS_DATA_DIR': str(data), 'JAX_NUM_CPU_DEVICES': '1', 'PYTHONUNBUFFERED': '1'}
-    env |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # compiles in half the time; equal runs stay equal
+    env = os.environ | {
+        'TFDS_DATA_DIR': str(data),
+        'JAX_NUM_CPU_DEVICES': '1',
+        'PYTHONUNBUFFERED': '1',
+    }
+    env |= {
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'
+    }  # compiles in half the time; equal runs stay equal
     env.pop('XLA_FLAGS', None)
     return env
 
@@ -121,7 +142,7 @@ def env(tmp_path_factory):
 @pytest.fixture(scope='session')
 def finished(env, tmp_path_factory):
     """A folder in which the first command has run to its end."""
-    from commands import train
+    from shell import train
 
     cwd = tmp_path_factory.mktemp('finished')
     return cwd, train(cwd, env)

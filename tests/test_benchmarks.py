@@ -4,23 +4,31 @@ import re
 import textwrap
 
 import pytest
-from commands import ROOT, TINY, run
+from shell import ROOT, TINY, run
 
 from benchmarks import measure, step
 from benchmarks.sample import passes
 from configs import uncond
-from jit_jax.generate import Settings
+from jit_jax.diffusion.generate import Settings
 
 SMALL = [f'--variant={TINY}', '--batch=2', '--rounds=2']
 
 
 def table(out: str) -> dict[str, list[float]]:
     """Rows of the Markdown table by name: the first number of every cell."""
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines() if line.startswith('|')]
+    cells = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in out.splitlines()
+        if line.startswith('|')
+    ]
     header, rule, *rows = cells
     assert set(rule) == {'---'} and all(len(row) == len(header) for row in rows)
-    found = {name: [float(re.match(r'[\d.]+', value)[0]) for value in values] for name, *values in rows}
-    assert all(value >= 0 for values in found.values() for value in values) and all(values[0] > 0 for values in found.values())
+    found = {
+        name: [float(re.match(r'[\d.]+', value)[0]) for value in values] for name, *values in rows
+    }
+    assert all(value >= 0 for values in found.values() for value in values) and all(
+        values[0] > 0 for values in found.values()
+    )
     return found
 
 
@@ -32,9 +40,22 @@ def test_median_and_quartiles():
 def test_rows_are_changes_of_a_config():
     config = uncond.get_config()
     found = measure.rows(config, step.CHANGES, ['keep', '64+bfloat16'], [])
-    assert list(found) == ['keep', '64+bfloat16'] and found['keep'].compute.dead_slots == 'keep' != config.compute.dead_slots
-    assert found['64+bfloat16'].condition.kind == 'super_resolution' and found['64+bfloat16'].compute.dtype == 'bfloat16'
-    assert set(measure.rows(config, step.CHANGES, None, step.DEFAULT)) >= {'keep', 'skip', '64', 'full', 'scanned', 'unscanned'}
+    assert (
+        list(found) == ['keep', '64+bfloat16']
+        and found['keep'].compute.dead_slots == 'keep' != config.compute.dead_slots
+    )
+    assert (
+        found['64+bfloat16'].condition.kind == 'super_resolution'
+        and found['64+bfloat16'].compute.dtype == 'bfloat16'
+    )
+    assert set(measure.rows(config, step.CHANGES, None, step.DEFAULT)) >= {
+        'keep',
+        'skip',
+        '64',
+        'full',
+        'scanned',
+        'unscanned',
+    }
     with pytest.raises(ValueError, match="--rows: there is no 'kepe'; there are"):
         measure.rows(config, step.CHANGES, ['skip+kepe'], [])
 
@@ -53,24 +74,41 @@ def test_a_row_that_cannot_run_is_said(capsys):
 
 def test_step(env):
     """The published recipe, made small, without its data."""
-    flags = ['--config=configs/uncond.py:imagenet256_b16', '--config.model.image_size=32', '--steps=2', '--depth=1']
+    flags = [
+        '--config=configs/uncond.py:imagenet256_b16',
+        '--config.model.image_size=32',
+        '--steps=2',
+        '--depth=1',
+    ]
     rows = ['skip', 'keep', 'class+unscanned+remat']
     out = run(['-m', 'benchmarks.step', *SMALL, *flags, f'--rows={",".join(rows)}'], env, ROOT)
     found = table(out)
-    assert list(found) == rows and 'only 1 of its blocks' in out and 'in float32 before or after' in out
-    assert found['skip'][1] == 1 and found['keep'][4] > found['skip'][4]  # the ratio to itself; the padding takes memory
+    assert (
+        list(found) == rows
+        and 'only 1 of its blocks' in out
+        and 'in float32 before or after' in out
+    )
+    assert (
+        found['skip'][1] == 1 and found['keep'][4] > found['skip'][4]
+    )  # the ratio to itself; the padding takes memory
 
 
 def test_sample(env):
     flags = ['--config=configs/cond.py', '--steps=3', '--rows=skip+euler,unguided']
-    assert list(table(run(['-m', 'benchmarks.sample', *SMALL, *flags], env, ROOT))) == ['skip+euler', 'unguided']
+    assert list(table(run(['-m', 'benchmarks.sample', *SMALL, *flags], env, ROOT))) == [
+        'skip+euler',
+        'unguided',
+    ]
 
 
 def test_passes_of_both_branches():
     """50 Heun steps are 99 passes, as the last step is Euler's; the null branch runs inside the interval."""
     assert passes(Settings('heun', 50, 3.0, (0.0, 1.0))) == (99, 99)
     assert passes(Settings('heun', 50, 1.0, (0.0, 1.0))) == (99, 0)
-    assert passes(Settings('euler', 10, 3.0, (0.45, 1.0))) == (10, 5)  # at t = 0.5, 0.6, 0.7, 0.8 and 0.9
+    assert passes(Settings('euler', 10, 3.0, (0.45, 1.0))) == (
+        10,
+        5,
+    )  # at t = 0.5, 0.6, 0.7, 0.8 and 0.9
 
 
 # A network of one parameter with the interface of the official code, to see that both sides take their turns.
@@ -110,7 +148,14 @@ def test_compare(env, tmp_path):
     (tmp_path / 'util').mkdir()
     (tmp_path / 'denoiser.py').write_text(textwrap.dedent(DENOISER))
     (tmp_path / 'util/misc.py').write_text(textwrap.dedent(MISC))
-    flags = ['--batch=2', '--rounds=2', '--depth=1', '--steps=2', '--rows=train,sample', '--config.model.image_size=32']
+    flags = [
+        '--batch=2',
+        '--rounds=2',
+        '--depth=1',
+        '--steps=2',
+        '--rows=train,sample',
+        '--config.model.image_size=32',
+    ]
     flags += ['--config.sample.sampler=euler']
     out = run(['-m', 'benchmarks.compare', f'--official={tmp_path}', *flags], env, ROOT)
     found = table(out)
@@ -120,4 +165,8 @@ def test_compare(env, tmp_path):
 
 def test_compare_says_what_is_missing(env, tmp_path):
     out = run(['-m', 'benchmarks.compare', f'--official={tmp_path}'], env, ROOT, code=1)
-    assert out.strip().splitlines()[-1].startswith('error: --official names the folder of the official code')
+    assert (
+        out.strip()
+        .splitlines()[-1]
+        .startswith('error: --official names the folder of the official code')
+    )

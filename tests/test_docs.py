@@ -8,17 +8,25 @@ import sys
 import jax
 import numpy as np
 import pytest
-from commands import ROOT
+from shell import ROOT
 
 from configs import cond, uncond
-from jit_jax import build, conditions
+from jit_jax.__main__ import MODULES
+from jit_jax.diffusion import conditions
+from jit_jax.recipe import build
 
 sys.path.insert(0, os.path.join(ROOT, 'docs'))
 import configuration
 
-PAGES = ['README.md', 'CONTRIBUTING.md', 'docs/recipes.md', 'docs/checkpoints.md', 'docs/configuration.md']
+PAGES = [
+    'README.md',
+    'CONTRIBUTING.md',
+    'docs/recipes.md',
+    'docs/checkpoints.md',
+    'docs/configuration.md',
+]
 PAGES += ['docs/evaluation.md', 'docs/pods.md', 'docs/scaling.md', 'docs/performance.md']
-COMMAND = r'python (?:-m [\w.]+|train\.py)(?: [^`\n#]+)?'
+COMMAND = r'(?:jit-jax \w+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
 
 
 def read(page):
@@ -30,20 +38,33 @@ def commands(page):
     return [
         shlex.split(found.replace('…', '').rstrip('"'))
         for found in re.findall(COMMAND, read(page))
-        if 'jit_jax' in found or 'train.py' in found
+        if 'jit' in found or 'train.py' in found
     ]
 
 
+def module(command) -> str:
+    """The file of a command, by its words."""
+    if command[0] == 'jit-jax':
+        return f'jit_jax/commands/{MODULES.get(command[1], command[1])}.py'
+    return command[2].replace('.', '/') + '.py'
+
+
 def test_the_configuration_page_is_what_the_configs_say():
-    assert read('docs/configuration.md') == configuration.page(), 'run: python docs/configuration.py'
+    assert read('docs/configuration.md') == configuration.page(), (
+        'run: python docs/configuration.py'
+    )
 
 
 def test_every_key_has_a_comment():
     rows = configuration.recipe()
     config = uncond.get_config('imagenet256_b16')
     keys = {key for key, *_ in rows}
-    want = {f'{name}.{key}' for name in config if hasattr(config[name], 'keys') for key in config[name]} | set(config)
-    assert keys == want and all(comment for _, _, comment in rows), [key for key, _, comment in rows if not comment]
+    want = {
+        f'{name}.{key}' for name in config if hasattr(config[name], 'keys') for key in config[name]
+    } | set(config)
+    assert keys == want and all(comment for _, _, comment in rows), [
+        key for key, _, comment in rows if not comment
+    ]
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -57,13 +78,19 @@ def test_commands_use_flags_that_exist(page):
             for name, *value in flags:
                 if name == 'config':
                     path, _, preset = value[0].partition(':')
-                    config = {'configs/uncond.py': uncond, 'configs/cond.py': cond}[path].get_config(*([preset] if preset else []))
+                    config = {'configs/uncond.py': uncond, 'configs/cond.py': cond}[
+                        path
+                    ].get_config(*([preset] if preset else []))
                 elif name.startswith('config.'):
-                    build.lookup(config, name.removeprefix('config.'))  # raises for a key that is not there
+                    build.lookup(
+                        config, name.removeprefix('config.')
+                    )  # raises for a key that is not there
                 else:
-                    assert f"'{name}'" in read('train.py') + read('jit_jax/cli.py'), command
+                    assert f"'{name}'" in read('train.py') + read('jit_jax/commands/cli.py'), (
+                        command
+                    )
         else:
-            text = read(command[2].replace('.', '/') + '.py')
+            text = read(module(command))
             for name, *_ in flags:
                 if name.startswith('config.'):
                     build.lookup(uncond.get_config(), name.removeprefix('config.'))
@@ -73,10 +100,14 @@ def test_commands_use_flags_that_exist(page):
 
 def test_links_lead_somewhere():
     for page in PAGES:
-        for link in re.findall(r'\w\]\(([^)#\s]+)\)|src="([^"]+)"', re.sub('```.*?```', '', read(page), flags=re.S)):
+        for link in re.findall(
+            r'\w\]\(([^)#\s]+)\)|src="([^"]+)"', re.sub('```.*?```', '', read(page), flags=re.S)
+        ):
             link = ''.join(link)
             if not link.startswith('http'):
-                assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), f'{page}: {link}'
+                assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), (
+                    f'{page}: {link}'
+                )
 
 
 def test_readme_is_short():
@@ -98,8 +129,8 @@ def test_the_condition_of_the_contributing_page_works(tiny, params):
         for kind in ('posters', 'posters|inpaint'):
             config.condition.kind = kind
             build.check(config)
-            told = build.condition(config)(x, {}, jax.random.key(1))
-            out = tiny().apply({'params': params}, x, np.full(4, 0.5, np.float32), **told)
+            conditioning = build.condition(config)(x, {}, jax.random.key(1))
+            out = tiny().apply({'params': params}, x, np.full(4, 0.5, np.float32), **conditioning)
             assert out.shape == x.shape and bool(np.isfinite(out).all())
     finally:
         conditions.KINDS.clear()

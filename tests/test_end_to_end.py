@@ -8,15 +8,17 @@ import zipfile
 
 import numpy as np
 import pytest
-from commands import ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
 from PIL import Image
+from shell import ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
 
 
 def test_first_command_leaves_the_promised_folder(finished):
     cwd, said = finished
     folder = cwd / 'runs' / 'uncond'
     assert [line['step'] for line in lines(folder)] == [2, 4, 6, 8, 10, 12]
-    assert {'loss', 'learning_rate', 'images_per_second', 'grad_norm', 'data_wait'} <= lines(folder)[0].keys()
+    assert {'loss', 'learning_rate', 'images_per_second', 'grad_norm', 'data_wait'} <= lines(
+        folder
+    )[0].keys()
     assert json.loads((folder / 'config.json').read_text())['steps'] == 12
     assert {'0000006.png', '0000012.png', 'latest.png'} <= set(os.listdir(folder / 'samples'))
     assert {'8', '12'} <= set(os.listdir(folder / 'checkpoints'))
@@ -65,22 +67,50 @@ def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finishe
     cwd, _ = finished
     said = train(cwd, env, 'cond', '--config.init_from=runs/uncond', '--config.sample.guidance=2.0')
     assert 'Starting from ema1 of runs/uncond at step 12' in said
-    run(['-m', 'jit_jax.sample', '--workdir=runs/cond', '--num=4', '--out=cond.png', '--steps=2'], env, cwd)
+    run(
+        [
+            '-m',
+            'jit_jax',
+            'sample',
+            '--workdir=runs/cond',
+            '--num=4',
+            '--out=cond.png',
+            '--steps=2',
+        ],
+        env,
+        cwd,
+    )
     assert Image.open(cwd / 'cond.png').size == (2 + 1 * (3 * 32 + 2), 2 + 4 * (32 + 2))
     # and back: a run without a condition starts from one with
     assert 'Starting from ema2' in train(
-        cwd, env, 'uncond', '--workdir=runs/back', '--config.init_from=runs/cond', '--config.init_ema=ema2', '--config.steps=2'
+        cwd,
+        env,
+        'uncond',
+        '--workdir=runs/back',
+        '--config.init_from=runs/cond',
+        '--config.init_ema=ema2',
+        '--config.steps=2',
     )
 
 
 def test_sample_writes_what_was_asked_for(finished, env):
     cwd, _ = finished
-    base = ['-m', 'jit_jax.sample', '--workdir=runs/uncond', '--steps=2', '--sampler=euler', '--ema=params']
+    base = [
+        '-m',
+        'jit_jax',
+        'sample',
+        '--workdir=runs/uncond',
+        '--steps=2',
+        '--sampler=euler',
+        '--ema=params',
+    ]
     run([*base, '--num=5', '--out=five.npz'], env, cwd)
     five = np.load(cwd / 'five.npz')['arr_0']
     assert five.shape == (5, 32, 32, 3) and five.dtype == np.uint8
     run([*base, '--num=3', '--batch=2', '--out=three.npz'], env, cwd)
-    assert np.abs(np.load(cwd / 'three.npz')['arr_0'].astype(int) - five[:3]).max() <= 1  # image i is image i in any batching
+    assert (
+        np.abs(np.load(cwd / 'three.npz')['arr_0'].astype(int) - five[:3]).max() <= 1
+    )  # image i is image i in any batching
     run([*base, '--num=2', '--label=3,7', '--guidance=2', '--out=label.png'], env, cwd)
     holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
     holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
@@ -91,10 +121,21 @@ def test_sample_writes_what_was_asked_for(finished, env):
 
 def test_one_device_equals_eight(finished, env, tmp_path):
     cwd, _ = finished
-    train(tmp_path, env | {'JAX_NUM_CPU_DEVICES': '8'}, 'uncond', '--config.mesh=(2,2,2)', '--config.ema.memory=host')
-    for line, other in zip(lines(cwd / 'runs/uncond'), lines(tmp_path / 'runs/uncond'), strict=True):
+    train(
+        tmp_path,
+        env | {'JAX_NUM_CPU_DEVICES': '8'},
+        'uncond',
+        '--config.mesh=(2,2,2)',
+        '--config.ema.memory=host',
+    )
+    for line, other in zip(
+        lines(cwd / 'runs/uncond'), lines(tmp_path / 'runs/uncond'), strict=True
+    ):
         assert line['loss'] == pytest.approx(other['loss'], rel=1e-4)
-    (x, _), (y, _) = weights(cwd / 'runs/uncond', 'params'), weights(tmp_path / 'runs/uncond', 'params')
+    (x, _), (y, _) = (
+        weights(cwd / 'runs/uncond', 'params'),
+        weights(tmp_path / 'runs/uncond', 'params'),
+    )
     # Adam divides by the gradient's size, so rounding in a tiny gradient moves its parameter by up to a step.
     assert np.mean([np.mean(np.abs(p - q)) for p, q in zip(x, y)]) < 1e-4
 
@@ -121,7 +162,9 @@ def test_user_errors_are_one_sentence(env, tmp_path, flags, says):
     assert not (tmp_path / 'runs').exists()
 
 
-@pytest.mark.parametrize('config, says', [('uncond:nothing', "no preset 'nothing'"), ('missing', 'missing')])
+@pytest.mark.parametrize(
+    'config, says', [('uncond:nothing', "no preset 'nothing'"), ('missing', 'missing')]
+)
 def test_wrong_config_is_one_sentence(env, tmp_path, config, says):
     said = train(tmp_path, env, config, code=1)
     assert says in said and 'Traceback' not in said
@@ -130,8 +173,14 @@ def test_wrong_config_is_one_sentence(env, tmp_path, config, says):
 def test_another_architecture_is_refused_before_anything_is_written(finished, env):
     cwd, _ = finished
     other = f'--config.model.variant={TINY.replace("depth=2", "depth=3")}'
-    said = train(cwd, env, 'uncond', other, '--workdir=runs/other', '--config.init_from=runs/uncond', code=1)
-    assert 'depth' in said and 'Traceback' not in said and not (cwd / 'runs/other/config.json').exists()
+    said = train(
+        cwd, env, 'uncond', other, '--workdir=runs/other', '--config.init_from=runs/uncond', code=1
+    )
+    assert (
+        'depth' in said
+        and 'Traceback' not in said
+        and not (cwd / 'runs/other/config.json').exists()
+    )
     before = sorted(os.listdir(cwd / 'runs/uncond/checkpoints'))
     assert 'depth' in train(cwd, env, 'uncond', other, '--config.steps=14', code=1)
     assert sorted(os.listdir(cwd / 'runs/uncond/checkpoints')) == before
@@ -154,7 +203,11 @@ def test_disk_full_while_saving_does_not_stop_training(env, tmp_path):
         f'sys.path.insert(0, {ROOT!r}); sys.argv[0] = "train.py"; import train; train.main()'
     )
     flags = [f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
-    said = run(['-c', code, *flags], env | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''}, tmp_path)
+    said = run(
+        ['-c', code, *flags],
+        env | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''},
+        tmp_path,
+    )
     assert 'was not saved' in said and 'step 12/12' in said and 'could not be saved' in said
 
 
@@ -176,7 +229,9 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
         said = process.stdout.readline()
         while 'runs/uncond' not in said:
             said = process.stdout.readline()
-        resumed = int(said.split('at step ')[1].split('.')[0].split(',')[0]) if 'Resuming' in said else 0
+        resumed = (
+            int(said.split('at step ')[1].split('.')[0].split(',')[0]) if 'Resuming' in said else 0
+        )
         assert resumed >= newest, said
         for line in process.stdout:
             if line.startswith('step '):
@@ -185,7 +240,11 @@ def test_twenty_kills_lose_nothing(finished, env, tmp_path):
         process.kill()
         process.communicate()
         kills += 1
-        complete = [int(name) for name in os.listdir(tmp_path / 'runs/uncond/checkpoints') if name.isdecimal()]
+        complete = [
+            int(name)
+            for name in os.listdir(tmp_path / 'runs/uncond/checkpoints')
+            if name.isdecimal()
+        ]
         newest = max(complete, default=0)
     straight = tmp_path / 'straight'
     straight.mkdir()
@@ -206,17 +265,67 @@ FOLDER = ['--config.batch_size=4', '--config.model.image_size=32', '--config.opt
 
 
 def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyphs):
-    labelled = ['--config.condition.kind=class', '--config.model.num_classes=50', '--config.sample.guidance=2.0']
-    train(tmp_path, env, 'uncond:folder', f'--config.data.path={glyphs}', *FOLDER, *labelled, '--config.steps=4')
+    labelled = [
+        '--config.condition.kind=class',
+        '--config.model.num_classes=50',
+        '--config.sample.guidance=2.0',
+    ]
+    train(
+        tmp_path,
+        env,
+        'uncond:folder',
+        f'--config.data.path={glyphs}',
+        *FOLDER,
+        *labelled,
+        '--config.steps=4',
+    )
     classes = json.loads((tmp_path / 'runs/uncond-folder/config.json').read_text())['classes']
     assert len(classes) > 1 and all('/' in name for name in classes)
-    run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', f'--label={classes[1]}', '--num=2', '--out=a.npz'], env, tmp_path)
-    run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', '--label=1', '--num=2', '--out=b.npz'], env, tmp_path)
+    run(
+        [
+            '-m',
+            'jit_jax',
+            'sample',
+            '--workdir=runs/uncond-folder',
+            f'--label={classes[1]}',
+            '--num=2',
+            '--out=a.npz',
+        ],
+        env,
+        tmp_path,
+    )
+    run(
+        [
+            '-m',
+            'jit_jax',
+            'sample',
+            '--workdir=runs/uncond-folder',
+            '--label=1',
+            '--num=2',
+            '--out=b.npz',
+        ],
+        env,
+        tmp_path,
+    )
     a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
     assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
-    said = run(['-m', 'jit_jax.sample', '--workdir=runs/uncond-folder', '--label=nobody'], env, tmp_path, code=1)
+    said = run(
+        ['-m', 'jit_jax', 'sample', '--workdir=runs/uncond-folder', '--label=nobody'],
+        env,
+        tmp_path,
+        code=1,
+    )
     assert "'nobody' is not a class of this run" in said
-    few = train(tmp_path, env, 'uncond:folder', f'--config.data.path={glyphs}', *FOLDER, *labelled, '--config.model.num_classes=1', code=1)
+    few = train(
+        tmp_path,
+        env,
+        'uncond:folder',
+        f'--config.data.path={glyphs}',
+        *FOLDER,
+        *labelled,
+        '--config.model.num_classes=1',
+        code=1,
+    )
     assert 'config.model.num_classes' in few
 
 
@@ -235,13 +344,34 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path
     assert first[:2] == ['python', 'train.py'] and len(rest) == 2
     (config,) = (word for word in first if word.startswith('--config='))
     path = config.replace('--config=', f'--config={ROOT}/')
-    run([os.path.join(ROOT, 'train.py'), path, *(w for w in first[2:] if w != config), *SHORT, *FOLDER, '--config.steps=4'], env, tmp_path)
+    run(
+        [
+            os.path.join(ROOT, 'train.py'),
+            path,
+            *(w for w in first[2:] if w != config),
+            *SHORT,
+            *FOLDER,
+            '--config.steps=4',
+        ],
+        env,
+        tmp_path,
+    )
     for command in rest:
         run([*command[1:], '--steps=2'], env, tmp_path)
-    assert Image.open(tmp_path / 'pairs.png').size == (2 + 2 * (3 * 32 + 2), 2 + 8 * (32 + 2))  # 16 of condition | result | truth
-    assert Image.open(tmp_path / 'new-results.png').size == (2 + 2 * 32 + 2, 2 + 4 * (32 + 2))  # 4 of condition | result
+    assert Image.open(tmp_path / 'pairs.png').size == (
+        2 + 2 * (3 * 32 + 2),
+        2 + 8 * (32 + 2),
+    )  # 16 of condition | result | truth
+    assert Image.open(tmp_path / 'new-results.png').size == (
+        2 + 2 * 32 + 2,
+        2 + 4 * (32 + 2),
+    )  # 4 of condition | result
     report = (tmp_path / 'runs/cond-pairs/report/index.html').read_text()
-    assert 'condition | result | truth' in report and 'are closer to a training image' in report and 'alt="slots"' in report
+    assert (
+        'condition | result | truth' in report
+        and 'are closer to a training image' in report
+        and 'alt="slots"' in report
+    )
 
 
 def test_one_run_learns_several_conditions(env, tmp_path):

@@ -7,15 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import lines, run, start, train
+from shell import lines, run, start, train
 
 from configs import uncond
-from jit_jax import build, loop, replay, sharding, speed
-from jit_jax.model import forward_multiply_adds
+from jit_jax import loop
+from jit_jax.commands import replay
+from jit_jax.hardware import speed
+from jit_jax.model import sharding
+from jit_jax.model.sizes import forward_multiply_adds
+from jit_jax.recipe import build
 
 
 def a_run(config, mesh=(1, 1, 1)):
-    return SimpleNamespace(config=config, mesh=sharding.make_mesh(mesh, jax.devices()[: int(np.prod(mesh))]))
+    return SimpleNamespace(
+        config=config, mesh=sharding.make_mesh(mesh, jax.devices()[: int(np.prod(mesh))])
+    )
 
 
 # Memory
@@ -27,7 +33,11 @@ def test_out_of_memory_says_what_to_change():
         jnp.zeros(1 << 45).block_until_ready()  # 140 TB: a real refusal of the device
     text = str(error.value)
     assert 'out of memory with 1024 images at a time' in text and '\n' not in text
-    assert '--config.accumulate=2 (512 images at a time)' in text and 'remat=dots' in text and '--config.batch_size=512' in text
+    assert (
+        '--config.accumulate=2 (512 images at a time)' in text
+        and 'remat=dots' in text
+        and '--config.batch_size=512' in text
+    )
 
 
 def test_advice_is_what_the_run_accepts():
@@ -51,7 +61,10 @@ def test_advice_is_what_the_run_accepts():
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(jax.errors.JaxRuntimeError, match='broken'), loop.enough_memory(a_run(uncond.get_config())):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match='broken'),
+        loop.enough_memory(a_run(uncond.get_config())),
+    ):
         raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
 
@@ -82,7 +95,12 @@ def test_matmul_rate_is_a_rate():
 def test_patience_is_asked_for_before_anything_is_written(env, tmp_path):
     endless = '--config.steps=10000000000'
     said = train(tmp_path, env, 'uncond', endless, code=1)
-    assert 'On this CPU' in said and '--yes' in said and 'Traceback' not in said and not (tmp_path / 'runs').exists()
+    assert (
+        'On this CPU' in said
+        and '--yes' in said
+        and 'Traceback' not in said
+        and not (tmp_path / 'runs').exists()
+    )
     process = start(tmp_path, env, endless, '--yes')
     first = process.stdout.readline()
     process.kill()
@@ -96,34 +114,50 @@ def test_patience_is_asked_for_before_anything_is_written(env, tmp_path):
 def test_the_first_operation_that_breaks_is_found():
     def f(params, x):
         hidden = jax.nn.silu(x @ params['a'])
-        small = jnp.where(x > 0, jnp.log(x), 0).sum()  # −∞ on the way, as in a mask: not what is looked for
+        small = jnp.where(
+            x > 0, jnp.log(x), 0
+        ).sum()  # −∞ on the way, as in a mask: not what is looked for
         return (hidden * params['b']).sum() / (hidden.sum() - hidden.sum()) + small
 
     params, x = {'a': jnp.ones((2, 2)), 'b': jnp.ones(2)}, jnp.array([[1.0, 0.0]])
     found = replay.first_broken(f, params, x)
     assert found.startswith('div in') and 'test_loop.py' in found
-    assert replay.first_broken(jax.value_and_grad(lambda p, x: f(p, x) * 0 + 1), params, x).startswith('div in')
+    assert replay.first_broken(
+        jax.value_and_grad(lambda p, x: f(p, x) * 0 + 1), params, x
+    ).startswith('div in')
     assert replay.first_broken(lambda p, x: jax.nn.silu(x @ p['a']), params, x) is None
-    assert replay.first_broken(jax.grad(lambda x: jnp.sqrt(x).sum()), jnp.zeros(2)).startswith('div in')  # backward alone
+    assert replay.first_broken(jax.grad(lambda x: jnp.sqrt(x).sum()), jnp.zeros(2)).startswith(
+        'div in'
+    )  # backward alone
 
 
 def test_a_loss_that_is_no_number_stops_saves_a_bundle_and_can_be_replayed(env, tmp_path):
-    wild = ['--config.optimizer.base_lr=1e22', '--config.optimizer.warmup=6', '--config.checkpoint.every=1']
+    wild = [
+        '--config.optimizer.base_lr=1e22',
+        '--config.optimizer.warmup=6',
+        '--config.checkpoint.every=1',
+    ]
     said = train(tmp_path, env, 'uncond', *wild, code=1)
     folder = tmp_path / 'runs/uncond'
     (path,) = folder.glob('nan-*.npz')
     step = int(path.stem.split('-')[1])
     assert (
         f'At step {step} the loss is' in said
-        and f'python -m jit_jax.replay --bundle=runs/uncond/{path.name}' in said
+        and f'jit-jax replay --bundle=runs/uncond/{path.name}' in said
         and 'Traceback' not in said
     )
     bundle = np.load(path)
-    assert (bundle['step'], bundle['seed'], bundle['checkpoint']) == (step, 0, step - 1) and bundle['batch/image'].shape == (8, 32, 32, 3)
-    assert max(int(p.name) for p in (folder / 'checkpoints').iterdir()) == step - 1  # what is saved is from before
+    assert (bundle['step'], bundle['seed'], bundle['checkpoint']) == (step, 0, step - 1) and bundle[
+        'batch/image'
+    ].shape == (8, 32, 32, 3)
+    assert (
+        max(int(p.name) for p in (folder / 'checkpoints').iterdir()) == step - 1
+    )  # what is saved is from before
     assert all(np.isfinite(list(line.values())).all() for line in lines(folder))
-    replayed = run(['-m', 'jit_jax.replay', f'--bundle=runs/uncond/{path.name}'], env, tmp_path)
+    replayed = run(['-m', 'jit_jax', 'replay', f'--bundle=runs/uncond/{path.name}'], env, tmp_path)
     assert f'Step {step}: the first NaN or infinity comes from' in replayed and '.py:' in replayed
     # A device that erred once: the same step is finite when it is computed again.
     np.savez(folder / 'nan-2.npz', **(dict(bundle) | {'step': 2, 'checkpoint': 1}))
-    assert 'Step 2 is finite when repeated' in run(['-m', 'jit_jax.replay', '--bundle=runs/uncond/nan-2.npz'], env, tmp_path)
+    assert 'Step 2 is finite when repeated' in run(
+        ['-m', 'jit_jax', 'replay', '--bundle=runs/uncond/nan-2.npz'], env, tmp_path
+    )

@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from commands import FIRST, lines, run, start_two, train, weights
+from shell import FIRST, lines, run, start_two, train, weights
 
 
 def train_two(cwd, env, *flags, **each):
@@ -30,7 +30,9 @@ def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_pat
     reference, _ = finished
     said = end(train_two(tmp_path, env, '--config.steps=6'))
     assert re.search('2 processes agree: parameters [0-9a-f]{8}. Starting fresh', said[0])
-    assert 'Done: step 6' in said[0] and 'Done' not in said[1]  # the first process alone speaks and writes
+    assert (
+        'Done: step 6' in said[0] and 'Done' not in said[1]
+    )  # the first process alone speaks and writes
     train(tmp_path, env, 'uncond', '--config.steps=9')  # one process
     assert 'Resuming runs/uncond at step 9' in end(train_two(tmp_path, env))[0]
     # The warm-up and cosine depend on config.steps, so only the first six steps of a shortened run are the reference's.
@@ -40,8 +42,15 @@ def test_two_processes_equal_one_and_resume_as_one_or_two(finished, env, tmp_pat
 
 
 def test_processes_with_different_flags_are_refused(env, tmp_path):
-    said = [p.communicate(timeout=300)[0] for p in train_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))]
-    assert all('error: The 2 processes of this run differ in their config; start each with the same command' in s for s in said), said
+    said = [
+        p.communicate(timeout=300)[0]
+        for p in train_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))
+    ]
+    assert all(
+        'error: The 2 processes of this run differ in their config; start each with the same command'
+        in s
+        for s in said
+    ), said
     assert not (tmp_path / 'runs/uncond/config.json').exists()
 
 
@@ -61,13 +70,25 @@ def test_sigterm_stops_both_at_one_step(finished, env, tmp_path):
 
 def test_sampling_and_evaluation_use_both(finished, env, tmp_path):
     cwd, _ = finished
-    shutil.copytree(cwd / 'runs/uncond', tmp_path / 'run', ignore=shutil.ignore_patterns('report', 'tensorboard'))
-    sample = ['-m', 'jit_jax.sample', '--workdir=run', '--num=5', '--steps=3']
+    shutil.copytree(
+        cwd / 'runs/uncond',
+        tmp_path / 'run',
+        ignore=shutil.ignore_patterns('report', 'tensorboard'),
+    )
+    sample = ['-m', 'jit_jax', 'sample', '--workdir=run', '--num=5', '--steps=3']
     assert '5 images' in end(start_two([*sample, '--out=two.npz'], tmp_path, env))[0]
     run([*sample, '--out=one.npz'], env, tmp_path)
     one, two = (np.load(tmp_path / f'{name}.npz')['arr_0'].astype(int) for name in ('one', 'two'))
     assert one.shape == (5, 32, 32, 3) and np.abs(one - two).max() <= 1
-    evaluate = ['-m', 'jit_jax.evaluate', '--workdir=run', '--num=6', '--steps=3', '--metrics=classifier,denoising']
+    evaluate = [
+        '-m',
+        'jit_jax',
+        'evaluate',
+        '--workdir=run',
+        '--num=6',
+        '--steps=3',
+        '--metrics=classifier,denoising',
+    ]
     numbers = lambda said: dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
     both = numbers(end(start_two(evaluate, tmp_path, env))[0])
     shutil.rmtree(tmp_path / 'run/evaluation')

@@ -17,9 +17,12 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jit_jax import convert, diffusion, generate, model, sharding, state
-from jit_jax.diffusion import Diffusion
-from jit_jax.model import JiT, size
+from jit_jax.diffusion import generate, objective
+from jit_jax.diffusion.objective import Diffusion
+from jit_jax.model import jit, official, sharding, sizes
+from jit_jax.model.jit import JiT
+from jit_jax.model.sizes import size
+from jit_jax.training import state
 
 GOLDENS = Path(__file__).parent / 'goldens'
 
@@ -43,17 +46,23 @@ def golden(request):
     nhwc = lambda x: np.moveaxis(x, -3, -1) if x.ndim >= 4 else x
     arrays = {name: nhwc(x) for name, x in np.load(GOLDENS / f'{request.param}.npz').items()}
     weights = dict(np.load(GOLDENS / f'{request.param}_weights.npz'))
-    architecture, params = convert.from_official(weights, class_start=said['in_context_start'])
-    return Golden(said, arrays, architecture, params, Diffusion(noise_scale=said['noise_scale'], t_eps=said['t_eps']))
+    architecture, params = official.from_official(weights, class_start=said['in_context_start'])
+    return Golden(
+        said,
+        arrays,
+        architecture,
+        params,
+        Diffusion(noise_scale=said['noise_scale'], t_eps=said['t_eps']),
+    )
 
 
 def gradient(net: JiT, d: Diffusion):
     """(params, x, e, t, label) → ((loss, x̂), gradient), compiled; e is noise as the goldens have it, already scaled."""
 
     def loss(params, x, e, t, label):
-        z = diffusion.add_noise(x, e, t)
+        z = objective.add_noise(x, e, t)
         x_hat = net.apply({'params': params}, z, t, label=label, train=True)
-        return jnp.mean(diffusion.v_loss(x_hat, x, z, t, d)), x_hat
+        return jnp.mean(objective.v_loss(x_hat, x, z, t, d)), x_hat
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -83,7 +92,9 @@ def test_prediction_loss_and_gradient(golden, default_gradient, dead_slots, scan
     assert distance(optax.tree.norm(grads), golden.arrays['grad_norm']) < 1e-4
     # The official model has no condition half and its position table is frozen.
     for name, grad in flatten_dict(grads, sep='/').items():
-        assert np.any(grad) != name.startswith(('cond_embed', 'no_condition', 'target_embed/rows', 'target_embed/cols')), name
+        assert np.any(grad) != name.startswith(
+            ('cond_embed', 'no_condition', 'target_embed/rows', 'target_embed/cols')
+        ), name
 
 
 def halves_to_neighbours(x):
@@ -98,7 +109,10 @@ def columns_first(x):
 
 def on_queries_and_keys(f):
     def change(blocks):
-        qkv = {name: np.concatenate([f(w[..., :2, :, :]), w[..., 2:, :, :]], -3) for name, w in blocks['qkv'].items()}
+        qkv = {
+            name: np.concatenate([f(w[..., :2, :, :]), w[..., 2:, :, :]], -3)
+            for name, w in blocks['qkv'].items()
+        }
         norms = {name: {'weight': f(blocks[name]['weight'])} for name in ('q_norm', 'k_norm')}
         return {**blocks, 'qkv': qkv, **norms}
 
@@ -116,11 +130,26 @@ def swapped(w12):
 MISTAKES = {
     'rotation pairs halves of official channels': on_queries_and_keys(halves_to_neighbours),
     'rotation by column first': on_queries_and_keys(columns_first),
-    'position table transposed': lambda p: {**p, 'target_embed': {**p['target_embed'], **transposed(p['target_embed'])}},
-    'gate on the wrong half of SwiGLU': lambda p: {**p, 'blocks': {**p['blocks'], 'w12': swapped(p['blocks']['w12'])}},
-    'scale before shift': lambda p: {**p, 'modulation_bias': p['modulation_bias'][:, [1, 0, 2, 3, 4, 5]]},
-    'attention and MLP modulation swapped': lambda p: {**p, 'modulation_bias': p['modulation_bias'][:, [3, 4, 5, 0, 1, 2]]},
-    'class tokens without their positions': lambda p: {**p, 'class_positions': 0 * p['class_positions']},
+    'position table transposed': lambda p: {
+        **p,
+        'target_embed': {**p['target_embed'], **transposed(p['target_embed'])},
+    },
+    'gate on the wrong half of SwiGLU': lambda p: {
+        **p,
+        'blocks': {**p['blocks'], 'w12': swapped(p['blocks']['w12'])},
+    },
+    'scale before shift': lambda p: {
+        **p,
+        'modulation_bias': p['modulation_bias'][:, [1, 0, 2, 3, 4, 5]],
+    },
+    'attention and MLP modulation swapped': lambda p: {
+        **p,
+        'modulation_bias': p['modulation_bias'][:, [3, 4, 5, 0, 1, 2]],
+    },
+    'class tokens without their positions': lambda p: {
+        **p,
+        'class_positions': 0 * p['class_positions'],
+    },
 }
 
 
@@ -133,11 +162,15 @@ def test_the_golden_would_show(golden, default_gradient, mistake):
 @pytest.mark.parametrize('sampler', ['euler', 'heun'])
 def test_samplers(golden, sampler):
     low, high = golden.said['cfg_interval']
-    settings = generate.Settings(sampler, golden.said['sampler_steps'], golden.said['cfg'], (low, high))
+    settings = generate.Settings(
+        sampler, golden.said['sampler_steps'], golden.said['cfg'], (low, high)
+    )
     z = golden.arrays['sample_z0'] / golden.d.noise_scale
-    told = {'label': golden.arrays['sample_labels']}
+    conditioning = {'label': golden.arrays['sample_labels']}
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    images = generate.jitted(golden.model(), golden.d, settings, mesh)(golden.params, z, told)
+    images = generate.jitted(golden.model(), golden.d, settings, mesh)(
+        golden.params, z, conditioning
+    )
     assert distance(images, golden.arrays[f'sample_{sampler}']) < 1e-4
 
 
@@ -145,10 +178,19 @@ def test_samplers(golden, sampler):
 def trained(golden, default_gradient):
     """(losses, state) after the golden's AdamW steps, each followed by both averages."""
     adamw, decays = golden.said['adamw'], tuple(golden.said['ema_decay'])
-    optimizer = state.optimizer(optax.constant_schedule(adamw['lr']), *adamw['betas'], adamw['weight_decay'], muon_rms=0.0)
+    optimizer = state.optimizer(
+        optax.constant_schedule(adamw['lr']), *adamw['betas'], adamw['weight_decay'], muon_rms=0.0
+    )
     average = partial(state.update_ema, decays=decays, warmup=False)
-    apply = jax.jit(lambda s, grads, loss: state.apply_gradients(s, grads, loss, optimizer, average, log_every=1))
-    s, losses = jax.jit(lambda params: state.start_state(params, optimizer, decays))(golden.params), []
+    apply = jax.jit(
+        lambda s, grads, loss: state.apply_gradients(
+            s, grads, loss, optimizer, average, log_every=1
+        )
+    )
+    s, losses = (
+        jax.jit(lambda params: state.start_state(params, optimizer, decays))(golden.params),
+        [],
+    )
     for step in zip(*(golden.arrays[f'train_{name}'] for name in ('x', 'noise', 't', 'labels'))):
         (loss, _), grads = default_gradient(s.params, *step)
         s = apply(s, grads, loss)
@@ -164,32 +206,48 @@ def test_training_losses(golden, trained):
 @pytest.mark.parametrize('which', ['after', 'ema1', 'ema2'])
 def test_weights_after_training(golden, trained, which):
     _, s = trained
-    ours = convert.to_official(golden.architecture, s.params if which == 'after' else s.ema[which])
-    wanted = {name.split('/')[1]: x for name, x in golden.arrays.items() if name.startswith(f'train_{which}/')}
+    ours = official.to_official(golden.architecture, s.params if which == 'after' else s.ema[which])
+    wanted = {
+        name.split('/')[1]: x
+        for name, x in golden.arrays.items()
+        if name.startswith(f'train_{which}/')
+    }
     assert len(wanted) == 5
     for name, want in wanted.items():
         assert distance(ours[name], want) < 1e-4, name
-    assert np.array_equal(ours['net.pos_embed'], convert.to_official(golden.architecture, golden.params)['net.pos_embed'])
+    assert np.array_equal(
+        ours['net.pos_embed'],
+        official.to_official(golden.architecture, golden.params)['net.pos_embed'],
+    )
 
 
 @pytest.mark.parametrize('which', ['ema1', 'ema2'])
 def test_averages_move_as_far(golden, trained, which):
     """Three steps move an average by a millionth; a weight or a start in its place would pass the test above, or nearly."""
     name = 'net.final_layer.linear.weight'
-    start = convert.to_official(golden.architecture, golden.params)[name]
-    got = convert.to_official(golden.architecture, trained[1].ema[which])[name] - start
+    start = official.to_official(golden.architecture, golden.params)[name]
+    got = official.to_official(golden.architecture, trained[1].ema[which])[name] - start
     want = golden.arrays[f'train_{which}/{name}'] - start
     assert np.vdot(got, want) / np.vdot(want, want) == pytest.approx(1, abs=0.02)
 
 
 # The published half of the tree at 1000 classes: trainable parameters at patch 16 and at patch 32.
-PARAMETERS = {'B': (131_123_712, 133_190_400), 'L': (458_877_664, 461_534_176), 'H': (952_514_368, 956_055_616)}
+PARAMETERS = {
+    'B': (131_123_712, 133_190_400),
+    'L': (458_877_664, 461_534_176),
+    'H': (952_514_368, 956_055_616),
+}
 
 
 def shapes(variant: str, image_size: int):
     net = JiT(**size(variant), image_size=image_size, num_classes=1000)
     z = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return flatten_dict(jax.eval_shape(net.init, jax.random.key(0), z, jax.ShapeDtypeStruct((1,), jnp.float32))['params'], sep='/')
+    return flatten_dict(
+        jax.eval_shape(net.init, jax.random.key(0), z, jax.ShapeDtypeStruct((1,), jnp.float32))[
+            'params'
+        ],
+        sep='/',
+    )
 
 
 @pytest.mark.parametrize('variant', PARAMETERS)
@@ -197,19 +255,25 @@ def test_parameter_count(variant):
     for image_size, count in zip((256, 512), PARAMETERS[variant]):
         tree = shapes(variant, image_size)
         tables = ('target_embed/rows', 'target_embed/cols')
-        assert sum(x.size for name, x in tree.items() if name in convert.TABLE) == count
-        rest = {name for name in tree if name not in convert.TABLE}
-        assert rest == {*tables, 'no_condition', *(name.replace('target', 'cond') for name in tree if name.startswith('target_embed'))}
+        assert sum(x.size for name, x in tree.items() if name in official.TABLE) == count
+        rest = {name for name in tree if name not in official.TABLE}
+        assert rest == {
+            *tables,
+            'no_condition',
+            *(name.replace('target', 'cond') for name in tree if name.startswith('target_embed')),
+        }
 
 
 def test_parameter_count_of_g():
-    assert sum(x.size for name, x in shapes('G', 256).items() if name in convert.TABLE) == pytest.approx(2.007e9, rel=1e-3)
+    assert sum(
+        x.size for name, x in shapes('G', 256).items() if name in official.TABLE
+    ) == pytest.approx(2.007e9, rel=1e-3)
 
 
 @pytest.mark.parametrize('variant, paper', [('B', 25), ('L', 88), ('H', 182), ('G', 383)])
 def test_multiply_adds(variant, paper):
     net = JiT(**size(variant), image_size=256, num_classes=1000)
-    assert model.forward_multiply_adds(net) / 1e9 == pytest.approx(paper, abs=1)
+    assert sizes.forward_multiply_adds(net) / 1e9 == pytest.approx(paper, abs=1)
 
 
 WIDTH, HIDDEN, PIXELS, BOTTLENECK = 32, 85, 2 * 2 * 3, 8  # of the tiny model in conftest.py
@@ -238,7 +302,9 @@ def test_initial_statistics(fresh):
             assert np.std(x) == pytest.approx(0.02, rel=0.2), name
             assert np.abs(x).max() > 0.04, name  # not uniform
         elif name.endswith(('rows', 'cols')):
-            assert np.array_equal(x, model.sincos_tables(WIDTH)[name.endswith('cols')].astype(np.float32)), name
+            assert np.array_equal(
+                x, jit.sincos_tables(WIDTH)[name.endswith('cols')].astype(np.float32)
+            ), name
         else:
             assert name.endswith((*ZERO, *ONE)), name
             assert np.all(x == (1 if name.endswith(tuple(ONE)) else 0)), name
@@ -248,7 +314,9 @@ def test_initial_statistics(fresh):
 
 def test_patch_embedding_starts_as_a_linear():
     """B at patch 16: the limit is 0.082, from 768 pixels and 128 channels; a convolution's own fan would give 0.013."""
-    assert np.abs(model.xavier(jax.random.key(0), (768, 128))).max() == pytest.approx(0.0818, abs=1e-4)
+    assert np.abs(jit.xavier(jax.random.key(0), (768, 128))).max() == pytest.approx(
+        0.0818, abs=1e-4
+    )
 
 
 def random_bits(jaxpr) -> list[tuple]:
@@ -264,12 +332,25 @@ def random_bits(jaxpr) -> list[tuple]:
 
 def test_dropout_is_where_the_release_has_it():
     """In the middle half of the blocks, after attention's projection and before the MLP's last linear; never on the logits."""
-    net = JiT(image_size=16, depth=9, width=8, heads=1, bottleneck=2, class_tokens=4, class_start=1, dropout=0.2, num_classes=2, scan=False)
+    net = JiT(
+        image_size=16,
+        depth=9,
+        width=8,
+        heads=1,
+        bottleneck=2,
+        class_tokens=4,
+        class_start=1,
+        dropout=0.2,
+        num_classes=2,
+        scan=False,
+    )
     z, t, label = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.zeros(2, int)
     params = jax.eval_shape(net.init, jax.random.key(0), z, t)
-    run = lambda train: jax.make_jaxpr(lambda p, key: net.apply(p, z, t, label=label, train=train, rngs={'dropout': key}))(
-        params, jax.random.key(1)
-    )
+    run = lambda train: jax.make_jaxpr(
+        lambda p, key: net.apply(p, z, t, label=label, train=train, rngs={'dropout': key})
+    )(params, jax.random.key(1))
     assert random_bits(run(False).jaxpr) == []
     middle = range(9 // 4, 9 // 4 * 3)
-    assert random_bits(run(True).jaxpr) == [(2, 260, 8), (2, 260, model.hidden_width(8))] * len(middle)
+    assert random_bits(run(True).jaxpr) == [(2, 260, 8), (2, 260, sizes.hidden_width(8))] * len(
+        middle
+    )

@@ -7,4 +7,12 @@ from jit_jax.data.pipeline import eval_batches, train_batches
 from jit_jax.data.preprocess import center_crop, decode
 from jit_jax.data.sources import DataError, Source, open_source
 
-__all__ = ['DataError', 'Source', 'center_crop', 'decode', 'eval_batches', 'open_source', 'train_batches']
+__all__ = [
+    'DataError',
+    'Source',
+    'center_crop',
+    'decode',
+    'eval_batches',
+    'open_source',
+    'train_batches',
+]

@@ -32,7 +32,9 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         images, labels = load_digits(return_X_y=True)
         by_class = np.argsort(labels, kind='stable')
-        test = by_class[(np.arange(_TEST) * len(labels)) // _TEST]  # evenly spaced, so every class gives its share
+        test = by_class[
+            (np.arange(_TEST) * len(labels)) // _TEST
+        ]  # evenly spaced, so every class gives its share
         train = np.setdiff1d(by_class, test)
         return {
             name: self._generate_examples(images[chosen].reshape(-1, 8, 8), labels[chosen])
@@ -76,7 +78,9 @@ def prepare(data_dir) -> Path:
 
 def _png(digit):
     """float [8, 8] in 0…16 → the bytes of a 32 × 32 grayscale PNG."""
-    image = Image.fromarray(digit.astype(np.float32) * (255 / 16)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    image = Image.fromarray(digit.astype(np.float32) * (255 / 16)).resize(
+        (_SIDE, _SIDE), Image.Resampling.BICUBIC
+    )
     encoded = io.BytesIO()
     Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8)).save(encoded, 'PNG')
     return encoded.getvalue()

@@ -12,7 +12,16 @@ from jit_jax.data.sources import DataError
 
 
 def train_batches(
-    source, *, batch_size, seed, start_step, flip, threads, prefetch, process_index=0, process_count=1
+    source,
+    *,
+    batch_size,
+    seed,
+    start_step,
+    flip,
+    threads,
+    prefetch,
+    process_index=0,
+    process_count=1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over shuffled batches without end, beginning with global batch `start_step`, in O(1).
 
@@ -42,10 +51,16 @@ def train_batches(
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if flip:
         stream = stream.random_map(_flip)  # keyed by the position in the stream
-    return _read(stream.batch(rows, drop_remainder=True)[process_index::process_count][start_step:], threads, prefetch)
+    return _read(
+        stream.batch(rows, drop_remainder=True)[process_index::process_count][start_step:],
+        threads,
+        prefetch,
+    )
 
 
-def eval_batches(source, *, batch_size, process_index=0, process_count=1, threads=0, prefetch=2) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    source, *, batch_size, process_index=0, process_count=1, threads=0, prefetch=2
+) -> Iterator[dict[str, np.ndarray]]:
     """Iterates once over the source, in order, in batches of one size.
 
     Returns:
@@ -59,8 +74,12 @@ def eval_batches(source, *, batch_size, process_index=0, process_count=1, thread
     import grain
 
     rows = _rows(batch_size, process_index, process_count)
-    padded = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size).map(lambda i: _weighted(source, i))
-    return _read(padded.batch(rows, drop_remainder=True)[process_index::process_count], threads, prefetch)
+    padded = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size).map(
+        lambda i: _weighted(source, i)
+    )
+    return _read(
+        padded.batch(rows, drop_remainder=True)[process_index::process_count], threads, prefetch
+    )
 
 
 def _rows(batch_size, process_index, process_count):
@@ -76,7 +95,9 @@ def _read(batches, threads, prefetch):
     import grain
 
     # Each thread makes whole batches: stacking stays off the caller's thread. Without threads there is no buffer.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads and max(threads, prefetch))
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=threads and max(threads, prefetch)
+    )
     return iter(batches.to_iter_dataset(options))
 
 

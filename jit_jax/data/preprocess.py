@@ -24,9 +24,13 @@ def decode(encoded) -> Image.Image:
         if image.mode == 'RGB' and 'transparency' not in image.info:
             return image
         if image.mode.startswith('I;16'):  # Pillow's own conversion would clip at 255
-            return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert('RGB')
+            return Image.fromarray(
+                ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+            ).convert('RGB')
         if image.mode in ('I', 'F'):
-            raise ValueError(f'pixels of mode {image.mode} have no fixed range; convert the file to 8 or 16 bits')
+            raise ValueError(
+                f'pixels of mode {image.mode} have no fixed range; convert the file to 8 or 16 bits'
+            )
         if image.has_transparency_data:
             white = Image.new('RGBA', image.size, 'white')
             return Image.alpha_composite(white, image.convert('RGBA')).convert('RGB')
@@ -42,7 +46,9 @@ def center_crop(image, size) -> np.ndarray:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 

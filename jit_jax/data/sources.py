@@ -15,18 +15,23 @@ import numpy as np
 from absl import logging
 
 from jit_jax.data import preprocess
+from jit_jax.errors import UserError
 
 _ENDINGS = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 _SPLIT_FOLDERS = {'train': ('train',), 'test': ('test', 'val', 'validation')}
 _HELD_OUT = 20  # without split folders, every 20th file is for testing
-_TFDS_NEEDS = 'pip install tensorflow apache-beam mlcroissant'  # to write; reading needs none of them
+_TFDS_NEEDS = (
+    'pip install tensorflow apache-beam mlcroissant'  # to write; reading needs none of them
+)
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used as asked; the message names the fix."""
 
 
-def open_source(kind, *, split, image_size, path=None, name=None, channels=3, max_broken=0.01) -> 'Source':
+def open_source(
+    kind, *, split, image_size, path=None, name=None, channels=3, max_broken=0.01
+) -> 'Source':
     """Opens a source of examples.
 
     Args:
@@ -48,7 +53,9 @@ def open_source(kind, *, split, image_size, path=None, name=None, channels=3, ma
       DataError: when there is nothing to read, or nothing that fits the description.
     """
     if channels not in (1, 3) or image_size < 1:
-        raise DataError(f'Images need 1 or 3 channels and a positive size, not {channels} and {image_size}.')
+        raise DataError(
+            f'Images need 1 or 3 channels and a positive size, not {channels} and {image_size}.'
+        )
     if name is not None and kind != 'tfds':
         raise DataError(f"Only 'tfds' data sets have a name; leave {name!r} out and give the path.")
     match kind:
@@ -61,7 +68,9 @@ def open_source(kind, *, split, image_size, path=None, name=None, channels=3, ma
         case 'pairs':
             records = _open_pairs(_existing_folder(path), split)
         case _:
-            raise DataError(f"The kind of data must be 'digits', 'tfds', 'folder' or 'pairs', not {kind!r}.")
+            raise DataError(
+                f"The kind of data must be 'digits', 'tfds', 'folder' or 'pairs', not {kind!r}."
+            )
     return Source(records, image_size=image_size, channels=channels, max_broken=max_broken)
 
 
@@ -95,7 +104,9 @@ class Source:
             example = self.load(i % len(self))
             if example is not None:
                 return example
-        raise DataError(f'None of the {len(self)} images can be read; the first is {self.broken[0]}.')
+        raise DataError(
+            f'None of the {len(self)} images can be read; the first is {self.broken[0]}.'
+        )
 
     def load(self, index) -> dict[str, np.ndarray] | None:
         """Returns example `index`, or None when it is broken."""
@@ -103,7 +114,10 @@ class Source:
             return None
         try:
             encoded, label = self._records.read(index)
-            arrays = {key: preprocess.to_array(image, self._image_size, self._channels) for key, image in encoded.items()}
+            arrays = {
+                key: preprocess.to_array(image, self._image_size, self._channels)
+                for key, image in encoded.items()
+            }
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged file makes decoders raise almost anything
@@ -164,7 +178,9 @@ def _walk(folder):
     """os.walk without hidden folders, with links, and with an error where that leaves a folder out in silence."""
 
     def fail(error):
-        raise DataError(f'{error.filename} cannot be listed ({error.strerror}): repair or remove it.')
+        raise DataError(
+            f'{error.filename} cannot be listed ({error.strerror}): repair or remove it.'
+        )
 
     for parent, children, files in os.walk(folder, followlinks=True, onerror=fail):
         children[:] = [child for child in children if not child.startswith('.')]
@@ -175,7 +191,9 @@ def _images_in(folder):
     """Paths of the images anywhere below a folder, relative to it, in an order that is the same everywhere."""
     found = []
     for parent, children, files in _walk(folder):
-        files = [f for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _ENDINGS]
+        files = [
+            f for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _ENDINGS
+        ]
         found += [os.path.relpath(os.path.join(parent, f), folder) for f in files]
     return sorted(found)
 
@@ -202,7 +220,9 @@ def _chosen(files, split, held_out, root):
     test = files[_HELD_OUT - 1 :: _HELD_OUT] or files[-1:]
     chosen = test if split == 'test' else sorted(set(files) - set(test))
     if not chosen:
-        raise DataError(f'{root} holds one image, and that is held out for testing: add more, or a folder named test.')
+        raise DataError(
+            f'{root} holds one image, and that is held out for testing: add more, or a folder named test.'
+        )
     return chosen
 
 
@@ -210,13 +230,17 @@ def _open_folder(root, split):
     folder, held_out = _split_folder(root, split)
     files = _images_in(folder)
     if not files:
-        raise DataError(f'{folder} holds no images: add some that end in {", ".join(sorted(_ENDINGS))}.')
+        raise DataError(
+            f'{folder} holds no images: add some that end in {", ".join(sorted(_ENDINGS))}.'
+        )
     classes = _classes(folder, files)
     train = root / 'train'
     if classes and folder != root and folder != train:  # a label means the same in every split
         known = _classes(train, _images_in(train))
         if unknown := set(classes) - set(known):
-            raise DataError(f'{folder} has a class that {train} lacks: remove or rename {min(unknown)}.')
+            raise DataError(
+                f'{folder} has a class that {train} lacks: remove or rename {min(unknown)}.'
+            )
         classes = known
     number = {name: i for i, name in enumerate(classes)} if classes else {'': -1}
     files = _chosen(files, split, held_out, root)
@@ -230,7 +254,9 @@ def _classes(folder, files):
         return ()
     if '' in names:
         loose = next(file for file in files if not os.path.dirname(file))
-        raise DataError(f'{folder} holds both folders of images and images ({loose}): move these into a folder.')
+        raise DataError(
+            f'{folder} holds both folders of images and images ({loose}): move these into a folder.'
+        )
     return tuple(names)
 
 
@@ -245,9 +271,15 @@ def _open_pairs(root, split):
             f'them: {", ".join(shown)}{", …" if len(unmatched) > 5 else ""}'
         )
     if not sides['image']:
-        raise DataError(f'{folder} holds no pairs: put images of equal names into its folders target and cond.')
+        raise DataError(
+            f'{folder} holds no pairs: put images of equal names into its folders target and cond.'
+        )
     stems = _chosen(sorted(sides['image']), split, held_out, root)
-    return _files({key: [files[stem] for stem in stems] for key, files in sides.items()}, [-1] * len(stems), ())
+    return _files(
+        {key: [files[stem] for stem in stems] for key, files in sides.items()},
+        [-1] * len(stems),
+        (),
+    )
 
 
 def _by_stem(folder):
@@ -271,7 +303,9 @@ def _open_digits(path, split):
     try:
         folder = digits.prepare(directory)
     except OSError as error:
-        raise DataError(f'The digits cannot be written to {directory} ({error}): give another path.') from error
+        raise DataError(
+            f'The digits cannot be written to {directory} ({error}): give another path.'
+        ) from error
     return _read_tfds(folder, split, again='start again')
 
 
@@ -286,20 +320,30 @@ def _open_tfds(path, name, split):
     else:
         directory = _tfds_directory(path)
         folder = directory / name.replace(':', '/')  # as in 'name/config:1.0.0'
-    build = f'run: {_TFDS_NEEDS} && tfds build {name} --file_format=array_record --data_dir={directory}'
+    build = (
+        f'run: {_TFDS_NEEDS} && tfds build {name} --file_format=array_record --data_dir={directory}'
+    )
     levels = ('', '*/', '*/*/')  # the folder of a version, a data set, or one with configurations
     found = [info.parent for level in levels for info in folder.glob(f'{level}dataset_info.json')]
-    found = [version for version in found if version == folder or _version(version)]  # else left by a killed build
+    found = [
+        version for version in found if version == folder or _version(version)
+    ]  # else left by a killed build
     if not found:
         raise DataError(f'{folder} holds no prepared TFDS data set; to prepare it, {build}')
     configs = {version.parent for version in found}
     if len(configs) > 1:
-        raise DataError(f'{folder} holds several data sets: name one of {", ".join(sorted(c.name for c in configs))}.')
+        raise DataError(
+            f'{folder} holds several data sets: name one of {", ".join(sorted(c.name for c in configs))}.'
+        )
     return _read_tfds(max(found, key=_version), split, again=build)
 
 
 def _version(folder):
-    return [int(number) for number in folder.name.split('.')] if re.fullmatch(r'\d+\.\d+\.\d+', folder.name) else []
+    return (
+        [int(number) for number in folder.name.split('.')]
+        if re.fullmatch(r'\d+\.\d+\.\d+', folder.name)
+        else []
+    )
 
 
 def _read_tfds(folder, split, *, again):
@@ -319,19 +363,35 @@ def _read_tfds(folder, split, *, again):
     try:
         count = info.splits[split].num_examples
     except (KeyError, ValueError):
-        raise DataError(f'{folder} has no split {split!r}: its splits are {", ".join(info.splits)}.') from None
+        raise DataError(
+            f'{folder} has no split {split!r}: its splits are {", ".join(info.splits)}.'
+        ) from None
     if not count:
         raise DataError(f'The split {split!r} of {folder} is empty: choose another.')
-    images = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.Image)]
-    labels = [key for key, feature in info.features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    image, label = (_one_of(keys, wanted) for keys, wanted in ((images, 'image'), (labels, 'label')))
+    images = [
+        key for key, feature in info.features.items() if isinstance(feature, tfds.features.Image)
+    ]
+    labels = [
+        key
+        for key, feature in info.features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    ]
+    image, label = (
+        _one_of(keys, wanted) for keys, wanted in ((images, 'image'), (labels, 'label'))
+    )
     if image is None:
-        raise DataError(f'{folder} has no single image per example: its features are {", ".join(info.features)}.')
-    undecoded = dict.fromkeys(images, tfds.decode.SkipDecoding())  # without OpenCV, TFDS gets palette images wrong
+        raise DataError(
+            f'{folder} has no single image per example: its features are {", ".join(info.features)}.'
+        )
+    undecoded = dict.fromkeys(
+        images, tfds.decode.SkipDecoding()
+    )  # without OpenCV, TFDS gets palette images wrong
     examples = builder.as_data_source(split=split, decoders=undecoded, file_format='array_record')
     for shard in info.splits[split].file_instructions:
         if not os.path.exists(shard.filename):
-            raise DataError(f'{shard.filename} is missing: copy it there, or remove its folder, then {again}')
+            raise DataError(
+                f'{shard.filename} is missing: copy it there, or remove its folder, then {again}'
+            )
     classes = () if label is None else tuple(info.features[label].names)
 
     def read(i):

@@ -1,0 +1,1 @@
+"""What `jit-jax COMMAND` runs, one module a command."""

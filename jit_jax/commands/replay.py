@@ -1,0 +1,133 @@
+"""Repeats the step at which a run stopped because its loss was not finite, and says what made the first NaN or infinity.
+
+    jit-jax replay --bundle=runs/uncond/nan-1234.npz
+
+A stopped run leaves the bundle: the step's batch, its number, the seed and the last good checkpoint. The steps from there are
+trained again, which gives the same parameters; then the step is computed one operation at a time.
+"""
+
+import io
+import json
+import os
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from jit_jax.commands import cli
+
+BUNDLE = flags.DEFINE_string('bundle', None, 'The nan-<step>.npz of a stopped run.')
+
+
+def broken(x) -> bool:
+    """Whether an array holds NaN or +∞; −∞ is how attention masks."""
+    x = np.asarray(x, np.float32)
+    return bool((np.isnan(x) | np.isposinf(x)).any())
+
+
+def first_broken(f, *args) -> str | None:
+    """Where f(*args), computed one operation at a time, makes its first NaN or infinity: operation, part of the model, line; or None."""
+    import jax
+    import jax.numpy as jnp
+    from jax.extend.core import Literal
+    from jax.extend.source_info_util import summarize
+
+    def walk(closed, args):
+        jaxpr = closed.jaxpr
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+        read = lambda v: v.val if isinstance(v, Literal) else known[v]
+        for eqn in jaxpr.eqns:
+            inputs, found = [read(v) for v in eqn.invars], None
+            name, inner = (
+                eqn.primitive.name,
+                {'jit': 'jaxpr', 'pjit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'},
+            )
+            if name in inner:
+                found, outputs = walk(eqn.params[inner[name]], inputs)
+            else:
+                outputs = eqn.primitive.bind(*inputs, **eqn.params)
+                outputs = outputs if eqn.primitive.multiple_results else [outputs]
+                if any(jnp.issubdtype(x.dtype, jnp.floating) and broken(x) for x in outputs):
+                    found = f'{name} in {eqn.source_info.name_stack}, {summarize(eqn.source_info)}'
+            if found:
+                return found, None
+            known.update(zip(eqn.outvars, outputs, strict=True))
+        return None, [read(v) for v in jaxpr.outvars]
+
+    return walk(jax.make_jaxpr(f)(*args), jax.tree.leaves(args))[0]
+
+
+def main() -> None:
+    cli.restart_with()
+    cli.parse()
+    import jax
+    from ml_collections import ConfigDict
+
+    from jit_jax import loop
+    from jit_jax.model import sizes
+    from jit_jax.model.sharding import to_device
+    from jit_jax.recipe import build
+    from jit_jax.training import checkpoint
+    from jit_jax.training.step import batch_loss, draw
+
+    with cli.one_sentence():
+        if not BUNDLE.value:
+            raise ValueError(
+                '--bundle names the nan-<step>.npz that a stopped run has left in its folder.'
+            )
+        bundle, workdir = (
+            np.load(io.BytesIO(epath.Path(BUNDLE.value).read_bytes())),
+            os.path.dirname(BUNDLE.value) or '.',
+        )
+        step, good = int(bundle['step']), int(bundle['checkpoint'])
+        stored = json.loads((epath.Path(workdir) / 'config.json').read_text())
+        config = ConfigDict({name: value for name, value in stored.items() if name != 'classes'})
+        cli.use_cpu_cores(config.batch_size, sizes.size(config.model.variant)['width'])
+        run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
+        state = (
+            checkpoints.restore(good, run.like)
+            if good
+            else loop.starting_state(run, workdir, checkpoints)[0]
+        )
+        if int(state.step) != good:
+            raise ValueError(
+                f'{workdir} has gone on since: the bundle starts from step {good} and needs a folder without checkpoints.'
+            )
+    key, batches = jax.random.key(int(bundle['seed'])), loop.open_batches(run, good)
+    for _ in range(good + 1, step):
+        state, _ = run.step(state, to_device(next(batches), run.mesh), key)
+    batch = {
+        name.removeprefix('batch/'): rows
+        for name, rows in bundle.items()
+        if name.startswith('batch/')
+    }
+    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    plain = run.model.clone(scan=False, remat='none')  # one operation after the other
+    drawn = draw(
+        batch,
+        draw_key,
+        model=plain,
+        d=run.diffusion,
+        condition=run.condition,
+        drop=config.condition.drop,
+    )
+    for what, tree in (('parameter', state.params), ('input', drawn)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+            if broken(leaf):
+                print(
+                    f'Step {step}: not finite from the start is the {what} {jax.tree_util.keystr(path)}.'
+                )
+                return
+    loss = jax.value_and_grad(
+        lambda params: batch_loss(params, drawn, dropout_key, model=plain, d=run.diffusion)
+    )
+    found = first_broken(loss, jax.device_get(state.params))
+    print(
+        f'Step {step}: the first NaN or infinity comes from {found}.'
+        if found
+        else f'Step {step} is finite when repeated: suspect the device.'
+    )
+
+
+if __name__ == '__main__':
+    main()

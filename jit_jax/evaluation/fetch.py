@@ -1,0 +1,83 @@
+"""Downloads the FID Inception weights: `jit-jax fetch [--out=PATH] [--url=URL]`.
+
+The file's name ends in the first eight hex digits of its SHA-256, and only a file that has them is put in place.
+"""
+
+import argparse
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import sys
+import urllib.request
+from pathlib import Path
+
+URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth'
+_TIMEOUT = 60  # seconds without a byte
+
+
+def default_path() -> Path:
+    """Where the weights are kept unless the user says otherwise: $XDG_CACHE_HOME/jit_jax, or ~/.cache/jit_jax."""
+    cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(cache) / 'jit_jax' / URL.rsplit('/', 1)[1]
+
+
+def fetch(path, url: str = URL) -> None:
+    """Downloads `url` to `path` unless that file is there already, and checks its hash either way.
+
+    Nothing appears at `path` before the whole download is verified, and a file that is there is never replaced.
+    Raises ValueError for a URL without a hash in its name or a file with another hash, OSError if the download fails.
+    """
+    match = re.search(r'-([0-9a-f]{8})\.\w+$', url)
+    if not match:
+        raise ValueError(
+            f'{url} does not end in the eight hex digits of a hash, as name-0123abcd.pth does.'
+        )
+    path = Path(path)
+    if path.exists():
+        _verify(path, match[1], f'The file at {path}')
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(part, 'wb') as file:
+            shutil.copyfileobj(response, file)
+        _verify(part, match[1], 'What arrived')
+        part.replace(path)
+    except http.client.HTTPException as error:
+        raise OSError(f'the transfer broke off ({type(error).__name__}).') from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _verify(path: Path, prefix: str, subject: str) -> None:
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if not digest.startswith(prefix):
+        raise ValueError(f'{subject} has a SHA-256 that starts with {digest[:8]}, not {prefix}.')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog='jit-jax fetch', description='Download the FID weights.')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=default_path(),
+        help='where to put the file (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--url', default=URL, help='a mirror; its name must end in the hash as well'
+    )
+    args = parser.parse_args()
+    try:
+        fetch(args.out, args.url)
+    except (OSError, ValueError) as error:
+        print(f'Could not fetch {args.url}: {error}', file=sys.stderr)
+        return 1
+    print(args.out)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

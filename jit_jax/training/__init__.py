@@ -1,0 +1,1 @@
+"""What training carries, one step of it, and its checkpoints."""

@@ -1,0 +1,226 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jit_jax.diffusion import conditions, generate
+from jit_jax.diffusion.generate import Settings
+from jit_jax.diffusion.guidance import guide
+from jit_jax.diffusion.objective import Diffusion
+from jit_jax.diffusion.samplers import SAMPLERS, sample
+from jit_jax.model import sharding
+
+D = Diffusion(noise_scale=1.0)
+Z = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+
+
+def along(v):
+    """The denoiser whose velocity is v(z, t), clamp and all."""
+    return lambda z, t: z + jnp.maximum(1 - t, D.t_eps).reshape(-1, 1, 1, 1) * v(z, t[0])
+
+
+def solve(v, steps, sampler):
+    return np.asarray(jax.jit(lambda z: sample(along(v), z, D, steps=steps, sampler=sampler))(Z))
+
+
+@pytest.mark.parametrize('steps', [1, 2, 5, 50])
+def test_heun_is_exact_on_a_linear_ode_but_for_its_last_euler_step(steps):
+    a, b, h = 0.7, -3.0, 1 / steps  # dz/dt = a + b·t
+    heun, euler = (solve(lambda z, t: a + b * t, steps, sampler) for sampler in ('heun', 'euler'))
+    exact = Z + a + b / 2
+    np.testing.assert_allclose(
+        heun, exact - b * h * h / 2, atol=1e-5
+    )  # an Euler step of h misses b·h²/2
+    np.testing.assert_allclose(euler, exact - b * h / 2, atol=1e-5)
+
+
+def test_orders_of_convergence():
+    exact = Z * np.exp(-1.5)
+    error = lambda steps, sampler: np.abs(
+        solve(lambda z, t: -1.5 * z, steps, sampler) - exact
+    ).max()
+    for sampler, order in (('euler', 1), ('heun', 2), ('multistep', 2)):
+        assert np.log2(error(8, sampler) / error(16, sampler)) == pytest.approx(order, abs=0.3)
+        assert np.log2(error(16, sampler) / error(32, sampler)) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_a_loop_by_hand(sampler):
+    """The published sampler, in float64: Heun on 51 points but the last two, then Euler; and the multistep method likewise."""
+    net = lambda xp, z, t: xp.sin(3 * z) * (0.5 + t)
+    v = lambda z, t: (net(np, z, t) - z) / max(1 - t, 0.05)
+    z, times, now = Z.astype(np.float64), np.linspace(0, 1, 51), 0.0
+    for i in range(50):
+        h = times[i + 1] - times[i]
+        slope = v(z, times[i])
+        if sampler == 'heun' and i < 49:
+            slope = (slope + v(z + h * slope, times[i + 1])) / 2
+        before, now = now, slope
+        if sampler == 'multistep' and 0 < i < 49:
+            slope = 1.5 * now - 0.5 * before
+        z = z + h * slope
+    ours = jax.jit(
+        lambda z: sample(lambda z, t: net(jnp, z, t[0]), z, D, steps=50, sampler=sampler)
+    )(Z)
+    np.testing.assert_allclose(ours, z, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    'sampler, steps, count',
+    [('heun', 50, 99), ('euler', 50, 50), ('multistep', 50, 50), ('heun', 1, 1), ('euler', 1, 1)],
+)
+def test_network_passes(sampler, steps, count):
+    times = []
+
+    def denoise(z, t):
+        jax.debug.callback(lambda t: times.append(float(t[0])), t)
+        return z
+
+    jax.block_until_ready(jax.jit(lambda z: sample(denoise, z, D, steps=steps, sampler=sampler))(Z))
+    jax.effects_barrier()
+    assert len(times) == count and max(times) < 0.99 and min(times) == 0  # t = 1 is never asked for
+
+
+def test_state_and_velocity_are_float32_whatever_the_network_says():
+    asked = []
+
+    def denoise(z, t):
+        asked.append((z.dtype, t.dtype, t.shape))
+        return (0.5 * z).astype(jnp.bfloat16)
+
+    out = sample(denoise, jnp.asarray(Z, jnp.bfloat16), D, steps=4)
+    assert (
+        set(asked) == {(jnp.dtype('float32'), jnp.dtype('float32'), (1,))}
+        and out.dtype == jnp.float32
+    )
+
+
+# Guidance
+
+
+def constant(value):
+    return lambda z, t: jnp.full_like(z, value)
+
+
+@pytest.mark.parametrize(
+    'interval, on',
+    [
+        ((0.0, 1.0), [0.0, 0.05, 0.1, 0.11, 0.5, 0.9, 0.99]),
+        ((0.1, 1.0), [0.11, 0.5, 0.9, 0.99]),
+        ((0.1, 0.9), [0.11, 0.5]),  # open at both ends
+    ],
+)
+def test_guidance_is_on_inside_its_open_interval(interval, on):
+    denoise = jax.jit(guide(constant(2.0), constant(-1.0), 3.0, interval))
+    for t in (0.0, 0.05, 0.1, 0.11, 0.5, 0.9, 0.99, 1.0):
+        expected = -1 + 3 * (2 - -1) if t in on else 2
+        np.testing.assert_allclose(denoise(Z, jnp.array([t], jnp.float32)), expected)
+
+
+def test_guidance_of_images_is_guidance_of_velocities():
+    random = np.random.default_rng(1)
+    x, x0 = random.standard_normal((2, *Z.shape)).astype(np.float32)
+    for t in (0.2, 0.97):
+        share = max(1 - t, D.t_eps)
+        v, v0 = (x - Z) / share, (x0 - Z) / share
+        guided = guide(lambda z, t: x, lambda z, t: x0, 2.5)(jnp.asarray(Z), jnp.array([t]))
+        np.testing.assert_allclose((guided - Z) / share, v0 + 2.5 * (v - v0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_null_branch_runs_only_where_it_counts():
+    calls = []
+
+    def null(z, t):
+        jax.debug.callback(lambda t: calls.append(round(float(t[0]), 3)), t)
+        return z
+
+    run = lambda scale: jax.jit(
+        lambda z: sample(
+            guide(constant(0.0), null, scale, (0.25, 0.8)), z, D, steps=10, sampler='euler'
+        )
+    )(Z)
+    jax.block_until_ready(run(1.0))
+    jax.effects_barrier()
+    assert calls == []
+    jax.block_until_ready(run(2.0))
+    jax.effects_barrier()
+    assert sorted(calls) == [0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_scale_one_is_the_conditional_network_itself():
+    net = constant(1.0)
+    assert guide(net, None, 1.0) is net
+
+
+# The network, told and guided
+
+
+@pytest.fixture(scope='module')
+def first_step(tiny, params, conditioning):
+    """(interval) → generate with one step, which is x̂ at t = 0, and guidance 3, from the batch `full`."""
+
+    def images(interval, z):
+        settings = Settings(steps=1, guidance=3.0, interval=interval)
+        return np.asarray(
+            generate.jitted(
+                tiny(),
+                Diffusion(noise_scale=0.5),
+                settings,
+                sharding.make_mesh((-1, 1, 1), jax.devices()[:1]),
+            )(params, z, conditioning['full'])
+        )
+
+    return images
+
+
+def test_generate_guides_away_from_the_network_without_condition_slots(
+    tiny, params, conditioning, run, first_step
+):
+    zero = np.zeros(5, np.float32)
+    x, _ = run(tiny(), params, 0.5 * conditioning['z'], zero, **conditioning['full'])
+    x0, _ = run(tiny(), params, 0.5 * conditioning['z'], zero)
+    np.testing.assert_allclose(
+        first_step((0.0, 1.0), conditioning['z']), x0 + 3 * (x - x0), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        first_step((0.1, 1.0), conditioning['z']), x, atol=1e-4
+    )  # at t = 0 not yet guided
+    assert np.abs(x - x0).max() > 0.01
+
+
+def test_an_image_does_not_depend_on_its_batch(conditioning, first_step):
+    z = conditioning['z'].copy()
+    images = first_step((0.0, 1.0), z)
+    z[1:] = np.nan
+    np.testing.assert_array_equal(first_step((0.0, 1.0), z)[0], images[0])
+
+
+def test_noise_of_image_i_is_the_same_in_any_batching(tiny):
+    key = jax.random.key(3)
+    together = np.asarray(generate.noise(key, 0, 6, tiny()))
+    apart = np.concatenate(
+        [
+            generate.noise(key, 0, 2, tiny()),
+            generate.noise(key, 2, 2, tiny()),
+            generate.noise(key, 4, 2, tiny()),
+        ]
+    )
+    np.testing.assert_array_equal(together, apart)
+    assert together.shape == (6, 32, 32, 3) and together.std() == pytest.approx(1, abs=0.03)
+    assert len({image.tobytes() for image in together}) == 6
+    other = generate.noise(jax.random.key(4), 0, 6, tiny())
+    assert abs(np.corrcoef(together.ravel(), np.ravel(other))[0, 1]) < 0.03
+
+
+def test_null_is_no_patches_and_the_null_class():
+    conditioning = dict(
+        cond=np.zeros((2, 2, 2, 3)),
+        cond_valid=np.ones((2, 1), bool),
+        cond_grid=np.ones((2, 2), int),
+    )
+    assert conditions.null(conditioning, 5) == {}
+    label = dict(label=np.array([1, 2]), label_valid=np.array([True, False]))
+    nulls = conditions.null(conditioning | label, 5)
+    assert nulls.keys() == label.keys()
+    np.testing.assert_array_equal(nulls['label'], [5, 5])
+    np.testing.assert_array_equal(nulls['label_valid'], label['label_valid'])

@@ -1,0 +1,681 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CLASSES, perturb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jit_jax.model import jit
+from jit_jax.model.jit import JiT, Linear, PatchEmbed, RMSNorm, sincos_tables, time_features
+from jit_jax.model.sequence import COND, GRID, SLOTS, TARGET, patchify, place, slot_mask
+from jit_jax.model.sizes import VARIANTS, hidden_width, size
+
+FIVE = (
+    jax.ShapeDtypeStruct((5, 32, 32, 3), jnp.float32),
+    jax.ShapeDtypeStruct((5,), jnp.float32),
+)  # z and t
+
+
+def close(a, b, tolerance=5e-5):
+    """Trees of arrays, each within `tolerance` of its largest entry."""
+
+    def leaf(path, x, y):
+        assert x.shape == y.shape
+        assert np.abs(x - y).max(initial=0) <= tolerance * np.abs(y).max(initial=1e-3), (
+            jax.tree_util.keystr(path)
+        )
+
+    jax.tree_util.tree_map_with_path(leaf, a, b)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def patches_of(cond):
+    """Condition images [B, Hc, Wc, C] as patches [B, n, P]."""
+    return np.asarray(patchify(cond, 2))
+
+
+# One tree
+
+
+def shapes(model, **conditioning):
+    tree = jax.eval_shape(model.init, jax.random.key(0), *FIVE, **conditioning)['params']
+    return {
+        jax.tree_util.keystr(path): (x.shape, x.dtype)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize(
+    'null, dead_slots, scan',
+    [
+        ('mask', 'skip', True),
+        ('mask', 'keep', False),
+        ('token', 'skip', False),
+        ('token', 'keep', True),
+    ],
+)
+def test_one_tree(tiny, fresh, conditioning, null, dead_slots, scan):
+    model = tiny(
+        null=null,
+        dead_slots=dead_slots,
+        scan=scan,
+        freeze_tables=False,
+        tables='zero',
+        remat='full',
+    )
+    expected = {
+        jax.tree_util.keystr(path): (x.shape, x.dtype)
+        for path, x in jax.tree_util.tree_leaves_with_path(fresh)
+    }
+    assert shapes(model) == shapes(model, **conditioning['mixed']) == expected
+
+
+def test_without_classes_only_the_label_tables_are_gone(tiny, fresh, conditioning):
+    without, expected = shapes(tiny(num_classes=0), **conditioning['full']), shapes(tiny())
+    assert set(expected) - set(without) == {"['classes']", "['class_positions']"}
+    assert all(expected[name] == shape for name, shape in without.items())
+
+
+def test_one_start(tiny, fresh, conditioning):
+    model = tiny(scan=False)
+    other = jax.jit(lambda key, z, t, conditioning: model.init(key, z, t, **conditioning))(
+        jax.random.key(0), conditioning['z'], conditioning['t'], conditioning['mixed']
+    )
+    equal(other['params'], fresh)  # what the first batch holds decides nothing
+
+
+# Skipping is exact
+
+
+@pytest.mark.parametrize(
+    'null, name',
+    [*itertools.product(['mask'], ['uncond', 'mixed', 'full', 'whole']), ('token', 'whole')],
+)
+def test_skip_is_keep(tiny, params, run, conditioning, null, name):
+    skip = run(tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning[name])
+    keep = run(
+        tiny(null=null, dead_slots='keep'),
+        params,
+        conditioning['z'],
+        conditioning['t'],
+        **conditioning[name],
+    )
+    close(skip, keep)
+    assert (
+        np.abs(keep[0]).max() > 0.3
+        and np.abs(keep[1]['params']['blocks']['qkv']['kernel']).max() > 0.01
+    )
+
+
+@pytest.mark.parametrize('null', ['mask', 'token'])
+def test_a_row_without_condition_in_a_mixture_is_the_unconditional_row(
+    tiny, params, run, conditioning, null
+):
+    alone, _ = run(
+        tiny(null=null), params, conditioning['z'], conditioning['t']
+    )  # 256 slots, or 512 with tokens
+    mixed, _ = run(
+        tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning['mixed']
+    )
+    close(mixed[0], alone[0])
+    assert all(np.abs(mixed[b] - alone[b]).max() > 0.01 for b in range(1, 5))
+
+
+def test_null_token_is_seen_and_mask_is_not(tiny, params, run, conditioning):
+    mask, gradients = run(tiny(), params, conditioning['z'], conditioning['t'])
+    token, token_gradients = run(tiny(null='token'), params, conditioning['z'], conditioning['t'])
+    assert np.abs(mask - token).max() > 0.01
+    assert (gradients['params']['no_condition'] == 0).all() and (
+        token_gradients['params']['no_condition'] != 0
+    ).all()
+
+
+def test_all_live_flags_are_no_flags(tiny, params, run, conditioning):
+    some, label = dict(conditioning['mixed']), conditioning['mixed']['label']
+    all_live = some | dict(cond_valid=np.ones((5, 64), bool), label_valid=np.ones(5, bool))
+    flagged = run(tiny(), params, conditioning['z'], conditioning['t'], **all_live)
+    close(
+        run(tiny(), params, conditioning['z'], conditioning['t'], cond=some['cond'], label=label),
+        flagged,
+    )
+
+
+def test_rows_with_grids_of_their_own(tiny, params, run, conditioning):
+    """An 8×8 grid at the top left of a 16×16 array, the rest dead, is the 8×8 grid."""
+    small = conditioning['mixed']['cond']
+    cond = np.pad(small, ((0, 0), (0, 16), (0, 16), (0, 0)), constant_values=7.0)
+    valid = np.pad(
+        conditioning['mixed']['cond_valid'].reshape(5, 8, 8), ((0, 0), (0, 8), (0, 8))
+    ).reshape(5, 256)
+    large, large_gradients = run(
+        tiny(),
+        params,
+        conditioning['z'],
+        conditioning['t'],
+        cond=cond,
+        cond_valid=valid,
+        cond_grid=np.full((5, 2), 8, np.int32),
+    )
+    exact, gradients = run(
+        tiny(),
+        params,
+        conditioning['z'],
+        conditioning['t'],
+        cond=small,
+        cond_valid=conditioning['mixed']['cond_valid'],
+        label=np.zeros(5, np.int32),
+        label_valid=np.zeros(5, bool),
+    )
+    close(large, exact)
+    close(large_gradients['params'], gradients['params'])
+
+
+@pytest.mark.parametrize('changes', [dict(scan=False), dict(remat='dots'), dict(remat='full')])
+def test_how_blocks_run_changes_nothing(tiny, params, run, conditioning, changes):
+    name = 'mixed' if changes == dict(scan=False) else 'uncond'
+    close(
+        *(
+            run(tiny(**c), params, conditioning['z'], conditioning['t'], **conditioning[name])
+            for c in (changes, {})
+        )
+    )
+
+
+def test_bfloat16_is_near_and_comes_out_float32(tiny, params, run, conditioning):
+    half = jax.jit(tiny(dtype=jnp.bfloat16).apply)(
+        {'params': params}, conditioning['z'], conditioning['t']
+    )
+    single, _ = run(tiny(), params, conditioning['z'], conditioning['t'])
+    assert half.dtype == jnp.float32
+    assert 0 < np.abs(half - single).max() < 0.05 * np.abs(single).max()
+
+
+# Dead slots are dead
+
+GARBAGE = [math.nan, math.inf, -math.inf, 3e38, 5.0]
+flags = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize(
+    'null, dead_slots', [('mask', 'skip'), ('mask', 'keep'), ('token', 'skip')]
+)
+@settings(max_examples=6)
+@given(
+    seed=flags,
+    density=st.sampled_from([0.0, 0.1, 0.5, 0.98]),
+    garbage=st.sampled_from(GARBAGE),
+    lost=st.sampled_from([2, 5, 99, -7]),
+)
+def test_what_a_dead_slot_holds_changes_nothing(
+    tiny, params, run, conditioning, null, dead_slots, seed, density, garbage, lost
+):
+    random = np.random.default_rng(seed)
+    valid, labelled = random.random((5, 64)) < density, random.random(5) < 0.5
+    cond, label = (
+        conditioning['mixed']['cond'],
+        np.array([0, 1, 3, 4, 0], np.int32),
+    )  # never 2 and 5
+    dead = np.repeat(np.repeat(~valid.reshape(5, 8, 8), 2, 1), 2, 2)[
+        ..., None
+    ]  # the pixels of dead patches
+
+    def outcome(fill, label_fill):
+        clean = dict(cond=np.where(dead, np.float32(fill), cond), cond_valid=valid)
+        clean |= dict(
+            label=np.where(labelled, label, label_fill).astype(np.int32), label_valid=labelled
+        )
+        return run(
+            tiny(null=null, dead_slots=dead_slots),
+            params,
+            conditioning['z'],
+            conditioning['t'],
+            **clean,
+        )
+
+    x, gradients = outcome(0, 0)
+    dirty, dirty_gradients = outcome(garbage, lost)
+    assert np.isfinite(x).all()
+    equal((dirty, dirty_gradients), (x, gradients))  # bit for bit, and so finite
+
+    d_patches = patches_of(gradients['cond'])
+    assert (d_patches[~valid] == 0).all() and (np.abs(d_patches[valid]).sum(-1) > 0).all()
+    d_classes = np.abs(gradients['params']['classes']).sum(-1)
+    assert set(np.flatnonzero(d_classes)) == set(label[labelled])
+
+
+@pytest.mark.parametrize('null', ['mask', 'token'])
+def test_a_row_does_not_depend_on_the_others(tiny, params, run, conditioning, null):
+    x, _ = run(
+        tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning['mixed']
+    )
+    for row in range(5):
+        others = np.arange(5) != row
+        z, mixed = (
+            conditioning['z'].copy(),
+            {name: array.copy() for name, array in conditioning['mixed'].items()},
+        )
+        z[others], mixed['cond'][others], mixed['cond_valid'][others], mixed['label'][others] = (
+            np.nan,
+            1,
+            True,
+            2,
+        )
+        mixed['label_valid'][others] = ~mixed['label_valid'][others]
+        changed, _ = run(tiny(null=null), params, z, conditioning['t'], **mixed)
+        equal(changed[row], x[row])
+        assert np.isnan(changed[others]).all()
+
+
+def seen(tiny, params, conditioning, monkeypatch, **changes):
+    """The masks [B, 512] and the places that each block's attention is given in the literal program."""
+    model, masks, places = tiny(dead_slots='keep', scan=False, **changes), [], []
+    attend, rotation = jit.attend, jit.rotation
+
+    def attend_seen(q, k, v, valid, backend):
+        if valid is not None:  # Flax traces `init` too, to check shapes
+            masks.append(valid)
+        return attend(q, k, v, valid, backend)
+
+    monkeypatch.setattr(jit, 'attend', attend_seen)
+    monkeypatch.setattr(jit, 'rotation', lambda at, K: (places.append(at), rotation(at, K))[1])
+
+    @jax.jit
+    def forward(params, z, t, conditioning):
+        model.apply({'params': params}, z, t, **conditioning)
+        return masks, [jnp.asarray(at) for at in places]
+
+    return forward(params, conditioning['z'], conditioning['t'], conditioning['mixed'])
+
+
+def test_each_block_is_given_the_mask_of_the_drawing(tiny, params, conditioning, monkeypatch):
+    (first, second), _ = seen(tiny, params, conditioning, monkeypatch)
+    valid, label_valid = conditioning['mixed']['cond_valid'], conditioning['mixed']['label_valid']
+    equal(first, slot_mask(5, valid))
+    equal(second, slot_mask(5, valid, label_valid, class_tokens=4))  # class tokens start at block 1
+
+
+def test_no_condition_tokens_fill_all_condition_slots_of_their_rows(
+    tiny, params, conditioning, monkeypatch
+):
+    (first, second), (before, after) = seen(tiny, params, conditioning, monkeypatch, null='token')
+    empty = np.array(
+        [True, False, False, False, False]
+    )  # in `mixed`, the others have patches or a label
+    equal(
+        first,
+        np.asarray(slot_mask(5, conditioning['mixed']['cond_valid']))
+        | (empty[:, None] & (np.arange(SLOTS) < 256)),
+    )
+    assert np.asarray(second)[0].all()
+    for places in (before, after):
+        assert (
+            np.asarray(places)[0, COND] == 0
+        ).all()  # they turn nowhere; patches of the other rows do
+        np.testing.assert_allclose(
+            np.asarray(places)[1:, :64], np.broadcast_to(place(8, 8), (4, 64, 2))
+        )
+
+
+def test_places_of_patches_and_class_tokens(tiny, params, conditioning, monkeypatch):
+    _, runs = seen(tiny, params, conditioning, monkeypatch)
+    for places in runs:
+        np.testing.assert_array_equal(places[:64], place(8, 8).astype(np.float32))
+        np.testing.assert_array_equal(places[64:256], 0)  # class tokens and dead slots
+        np.testing.assert_array_equal(places[TARGET], place(GRID, GRID))
+
+
+def test_where_a_condition_patch_lies_matters(tiny, params, run, conditioning):
+    x, _ = run(tiny(), params, conditioning['z'], conditioning['t'], **conditioning['mixed'])
+    rolled, _ = run(
+        tiny(),
+        params,
+        conditioning['z'],
+        conditioning['t'],
+        **conditioning['mixed'] | dict(cond=np.roll(conditioning['mixed']['cond'], 2, axis=2)),
+    )
+    equal(rolled[[0, 3]], x[[0, 3]])  # no live patches
+    assert np.abs(rolled[2] - x[2]).max() > 0.005
+
+
+def test_the_target_tables_are_frozen_and_the_condition_tables_are_not(
+    tiny, params, run, conditioning
+):
+    _, frozen = run(tiny(), params, conditioning['z'], conditioning['t'], **conditioning['mixed'])
+    target, cond = frozen['params']['target_embed'], frozen['params']['cond_embed']
+    assert (
+        (target['rows'] == 0).all()
+        and (target['cols'] == 0).all()
+        and (target['pixels']['kernel'] != 0).any()
+    )
+    for table in (cond['rows'], cond['cols']):
+        assert (table[:8] != 0).all() and (
+            table[8:] == 0
+        ).all()  # an 8×8 condition uses entries 0 … 7
+
+
+def test_free_tables_learn_and_unscanned_checkpoints_change_nothing_else(
+    tiny, params, run, conditioning
+):
+    _, frozen = run(tiny(), params, conditioning['z'], conditioning['t'])
+    _, free = run(
+        tiny(freeze_tables=False, scan=False, remat='full'),
+        params,
+        conditioning['z'],
+        conditioning['t'],
+    )
+    for table in ('rows', 'cols'):
+        assert (free['params']['target_embed'].pop(table) != 0).all() and (
+            frozen['params']['target_embed'].pop(table) == 0
+        ).all()
+    close(free, frozen)
+
+
+# Dropout
+
+
+@pytest.fixture(scope='module')
+def dropped(fresh):
+    """(params, seed) → x̂ in training of a model of depth 8 whose dropout is 0.5; and such params, with equal blocks."""
+    model = JiT(
+        **size('depth=8,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=3,dropout=0.5'),
+        image_size=32,
+    )
+    z, t = np.random.default_rng(0).standard_normal((2, 32, 32, 3)), np.array([0.2, 0.6])
+    apply = jax.jit(
+        lambda p, key: model.apply({'params': p}, z, t, train=True, rngs={'dropout': key})
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), z, t)['params']
+    params = perturb(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    params['blocks'] = jax.tree.map(lambda x: np.broadcast_to(x[:1], x.shape), params['blocks'])
+    still = jax.jit(model.apply)({'params': params}, z, t)  # not training: needs no key
+    return lambda p, seed: np.asarray(apply(p, jax.random.key(seed))), params, np.asarray(still)
+
+
+def only(params, layer):
+    """Every block but one the identity, and that one the same for any `layer`."""
+    kernel, bias = (np.zeros_like(params[f'modulation_{name}']) for name in ('kernel', 'bias'))
+    bias[layer] = 0.5
+    return params | dict(modulation_kernel=kernel, modulation_bias=bias)
+
+
+def test_dropout_is_in_the_middle_half_of_the_blocks(dropped):
+    apply, params, _ = dropped
+    for layer in range(8):
+        a, b, again = (apply(only(params, layer), seed) for seed in (0, 1, 0))
+        equal(a, again)
+        assert (np.abs(a - b).max() > 0.01) == (2 <= layer < 6)
+
+
+def test_dropout_differs_from_block_to_block(dropped):
+    apply, params, _ = dropped
+    equal(
+        apply(only(params, 0), 0), apply(only(params, 7), 0)
+    )  # the same block, wherever it is, without dropout
+    for a, b in itertools.combinations(range(2, 6), 2):
+        assert np.abs(apply(only(params, a), 0) - apply(only(params, b), 0)).max() > 0.01
+
+
+def test_dropout_only_in_training_and_right_in_the_mean(dropped):
+    apply, params, still = dropped
+    samples = np.stack([apply(params, seed) for seed in range(8)])
+    assert np.isfinite(still).all() and np.abs(samples - still).max() > 0.1
+    first = only(params, 0)
+    equal(apply(first, 0), apply(first, 5))
+
+
+# The start
+
+
+def test_xavier_is_of_the_fused_matrix(fresh):
+    width, hidden = 32, hidden_width(32)
+    fans = {
+        'qkv': 32 + 3 * width,
+        'proj': 32 + width,
+        'w12': 32 + 2 * hidden,
+        'w3': hidden + width,
+    }
+    for name, fan in fans.items():
+        kernel, limit = fresh['blocks'][name]['kernel'], math.sqrt(6 / fan)
+        assert 0.97 * limit < np.abs(kernel).max() <= limit
+        assert kernel.std() == pytest.approx(limit / math.sqrt(3), rel=0.06)
+        assert (kernel[0] != kernel[1]).all()  # blocks start apart
+        assert (fresh['blocks'][name]['bias'] == 0).all()
+
+
+def test_the_patch_embedding_starts_as_published_at_patch_16():
+    """A convolution's default fan would give 0.013 here."""
+    embed = PatchEmbed(768, 128, 'sincos', True, jnp.float32)
+    kernel = embed.init(jax.random.key(0), jnp.zeros((1, 256, 768)), GRID, GRID)['params'][
+        'pixels'
+    ]['kernel']
+    assert kernel.shape == (768, 128) and np.abs(kernel).max() == pytest.approx(
+        math.sqrt(6 / (768 + 128)), rel=1e-3
+    )
+    assert round(float(np.abs(kernel).max()), 3) == 0.082
+
+
+def test_what_starts_normal_zero_and_one(fresh):
+    for leaf in (
+        fresh['time_in']['kernel'],
+        fresh['time_out']['kernel'],
+        fresh['classes'],
+        fresh['class_positions'],
+        fresh['no_condition'],
+    ):
+        sigmas = 4 / math.sqrt(2 * leaf.size)
+        assert (
+            leaf.std() == pytest.approx(0.02, rel=sigmas) and abs(leaf.mean()) < 0.02 * sigmas * 1.5
+        )
+    zeros = [
+        fresh['modulation_kernel'],
+        fresh['modulation_bias'],
+        *jax.tree.leaves((fresh['final'], fresh['final_modulation'])),
+    ]
+    zeros += [fresh[name]['bias'] for name in ('time_in', 'time_out')]
+    assert all((leaf == 0).all() for leaf in zeros)
+    norms = [
+        fresh['final_norm']['weight'],
+        *(fresh['blocks'][name]['weight'] for name in ('norm1', 'norm2', 'q_norm', 'k_norm')),
+    ]
+    assert all((leaf == 1).all() for leaf in norms)
+
+
+def test_tables_start_as_published_or_zero(tiny, fresh):
+    rows, cols = sincos_tables(32)
+    for embed in ('target_embed', 'cond_embed'):
+        np.testing.assert_allclose(fresh[embed]['rows'], rows, atol=1e-7)
+        np.testing.assert_allclose(fresh[embed]['cols'], cols, atol=1e-7)
+    embed = PatchEmbed(32, 8, 'zero', True, jnp.float32).init(
+        jax.random.key(0), jnp.zeros((1, 1, 4)), 1, 1
+    )['params']
+    assert embed['rows'].shape == (16, 32) and not embed['rows'].any() and not embed['cols'].any()
+
+
+@pytest.mark.parametrize('width', [16, 64])
+def test_rows_and_cols_sum_to_the_published_table(width):
+    rows, cols = sincos_tables(width)
+    for row, col in itertools.product(range(GRID), repeat=2):
+        omega = [1 / 10000 ** (i / (width / 4)) for i in range(width // 4)]
+        halves = [
+            [f(x * w) for f in (np.sin, np.cos) for w in omega] for x in (col, row)
+        ]  # the column first
+        np.testing.assert_allclose(rows[row] + cols[col], np.concatenate(halves), atol=1e-12)
+
+
+def test_positions_of_a_rectangle_are_rows_first():
+    embed = PatchEmbed(16, 4, 'sincos', False, jnp.float32)
+    params = embed.init(jax.random.key(0), jnp.zeros((1, 6, 12)), 2, 3)['params']
+    tokens = embed.apply({'params': params}, jnp.zeros((1, 6, 12)), 2, 3)
+    expected = [params['rows'][i] + params['cols'][j] for i in range(2) for j in range(3)]
+    np.testing.assert_allclose(tokens[0], np.stack(expected), atol=1e-6)
+
+
+def test_time_features_are_cos_then_sin_of_the_unscaled_time():
+    t = np.array([0.0, 0.25, 1.0], np.float32)
+    features = np.asarray(time_features(t))
+    for b, i in itertools.product(range(3), range(128)):
+        angle = float(t[b]) * math.exp(-math.log(10000) * i / 128)
+        assert features[b, i] == pytest.approx(math.cos(angle), abs=1e-6)
+        assert features[b, 128 + i] == pytest.approx(math.sin(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1.0, 300.0])
+def test_rms_norm(scale):
+    x = scale * np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
+    weight = np.linspace(-1, 2, 16, dtype=np.float32)
+    y = RMSNorm().apply({'params': {'weight': weight}}, x)
+    exact = (
+        x.astype(np.float64)
+        / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6)
+        * weight
+    )
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-7)
+    half = RMSNorm().apply({'params': {'weight': weight}}, jnp.asarray(x, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16  # float32 inside: only the rounding of the ends
+    np.testing.assert_allclose(np.asarray(half, np.float32), exact, rtol=2**-6, atol=1e-6)
+
+
+def test_linear_is_a_product_over_the_last_axis():
+    random = np.random.default_rng(0)
+    x, kernel, bias = (
+        random.standard_normal(s).astype(np.float32) for s in ((2, 5, 4), (4, 3, 2), (3, 2))
+    )
+    y = Linear((3, 2)).apply({'params': dict(kernel=kernel, bias=bias)}, x)
+    np.testing.assert_allclose(
+        y, np.einsum('bsd,dij->bsij', x, kernel) + bias, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_published_sizes():
+    published = {  # depth, width, heads, SwiGLU, bottleneck, class tokens, start block, dropout
+        'B': (12, 768, 12, 2048, 128, 32, 4, 0.0),
+        'L': (24, 1024, 16, 2730, 128, 32, 8, 0.0),
+        'H': (32, 1280, 16, 3413, 256, 32, 10, 0.2),
+        'G': (40, 1664, 16, 4437, 256, 32, 10, 0.2),
+    }
+    for name, row in published.items():
+        v = VARIANTS[name]
+        assert row == (
+            v['depth'],
+            v['width'],
+            v['heads'],
+            hidden_width(v['width']),
+            v['bottleneck'],
+            v['class_tokens'],
+            v['class_start'],
+            v['dropout'],
+        )
+
+
+@pytest.mark.parametrize(
+    'variant, image_size, count',
+    [
+        ('B', 256, 131_123_712),
+        ('L', 256, 458_877_664),
+        ('H', 256, 952_514_368),
+        ('B', 512, 133_190_400),
+        ('H', 512, 956_055_616),
+    ],
+)
+def test_published_parameter_counts(variant, image_size, count):
+    model = JiT(**size(variant), image_size=image_size, num_classes=1000)
+    z = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    tree = jax.eval_shape(
+        model.init, jax.random.key(0), z, jax.ShapeDtypeStruct((1,), jnp.float32)
+    )['params']
+    total = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    frozen = total([tree['target_embed'][name] for name in ('rows', 'cols')])
+    assert total(tree) - frozen - total([tree['cond_embed'], tree['no_condition']]) == count
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    'shapes, words',
+    [
+        (dict(z=(5, 16, 32, 3)), r'z is \[B, 32, 32, 3\].*\[5, 16, 32, 3\]'),
+        (dict(z=(5, 32, 32, 1)), r'z is \[B, 32, 32, 3\]'),
+        (dict(cond=(5, 15, 16, 3)), '15×16'),
+        (dict(cond=(5, 64, 16, 3)), '64×16'),
+        (dict(cond=(4, 16, 16, 3)), r'cond is .*\[4, 16, 16, 3\]'),
+        (dict(cond=(5, 16, 16, 1)), r'cond is .*\[5, 16, 16, 1\]'),
+        (dict(cond=(5, 16, 16, 3), cond_valid=(5, 256)), r'cond_valid is .*\[5, 64\].*\[5, 256\]'),
+        (dict(cond_valid=(5, 64)), r'cond_valid is .*\[5, 64\]'),
+        (
+            dict(cond=(5, 32, 32, 3), label=(5,)),
+            '256 condition patches and 4 class tokens do not fit in 256',
+        ),
+        (dict(cond=(5, 28, 36, 3)), '28×36'),
+    ],
+)
+def test_shapes_that_do_not_fit_end_in_one_sentence(tiny, shapes, words):
+    types = dict(cond_valid=jnp.bool_, label=jnp.int32)
+    conditioning = {
+        name: jax.ShapeDtypeStruct(shape, types.get(name, jnp.float32))
+        for name, shape in shapes.items()
+    }
+    z = conditioning.pop('z', FIVE[0])
+    with pytest.raises(ValueError, match=words) as error:
+        jax.eval_shape(tiny().init, jax.random.key(0), z, FIVE[1], **conditioning)
+    assert '\n' not in str(error.value)
+
+
+def test_252_patches_and_4_class_tokens_fit(tiny):
+    """14×18 does not fit the grid, but 14 rows of 16 and 4 tokens do, and 252 is the most with 4 tokens."""
+    label, cond = (
+        jax.ShapeDtypeStruct((5,), jnp.int32),
+        jax.ShapeDtypeStruct((5, 30, 32, 3), jnp.float32),
+    )
+    tree = jax.eval_shape(tiny().init, jax.random.key(0), *FIVE, cond=cond, label=label)
+    assert 'classes' in tree['params']
+
+
+def test_a_label_for_a_model_without_classes_is_refused(tiny):
+    with pytest.raises(ValueError, match='num_classes'):
+        jax.eval_shape(
+            tiny(num_classes=0).init,
+            jax.random.key(0),
+            *FIVE,
+            label=jax.ShapeDtypeStruct((5,), jnp.int32),
+        )
+
+
+@pytest.mark.parametrize(
+    'variant',
+    ['Q', '', 'b', 'depth=2', 'depth=2,width=32', VARIANTS['B'].__repr__()]
+    + [
+        f'depth={d},width={w},heads={h},bottleneck=8,class_tokens={k},class_start={s},dropout={p}'
+        for d, w, h, k, s, p in [
+            ('x', 32, 2, 4, 1, 0.0),
+            (2, 30, 2, 4, 1, 0.0),
+            (2, 32, 3, 4, 1, 0.0),
+            (2, 32, 0, 4, 1, 0.0),
+            (0, 32, 2, 4, 0, 0.0),
+            (2, 32, 2, 4, 3, 0.0),
+            (2, 32, 2, 4, -1, 0.0),
+            (2, 32, 2, 4, 1, 1.5),
+            (2, -32, 2, 4, 1, 0.0),
+            (2, 32, 2, 300, 1, 0.0),
+        ]
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(variant):
+    with pytest.raises(ValueError) as error:
+        size(variant)
+    assert repr(variant) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_size_spelled_out():
+    spelled = ','.join(f'{name}={value}' for name, value in VARIANTS['H'].items())
+    assert size(spelled) == size('H') == VARIANTS['H']
+    size('H')['depth'] = 1
+    assert VARIANTS['H']['depth'] == 32  # a copy
+    assert CLASSES == 5

@@ -1,0 +1,317 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import cond, uncond
+from jit_jax.model import sharding
+from jit_jax.recipe import build
+from jit_jax.training import state
+
+SIZES = [
+    f'imagenet{size}_{variant}{patch}'
+    for size, patch in ((256, 16), (512, 32))
+    for variant in 'blhg'
+]
+UNCOND = ['digits', 'folder', *SIZES]
+COND = ['digits', 'pairs', *SIZES, *(f'{name}_class' for name in SIZES)]
+PRESETS = [(uncond, name) for name in UNCOND] + [(cond, name) for name in COND]
+GUIDANCE = {
+    'imagenet256_b16': 3.0,
+    'imagenet256_l16': 2.4,
+    'imagenet256_h16': 2.2,
+    'imagenet512_b32': 3.0,
+    'imagenet512_l32': 2.5,
+    'imagenet512_h32': 2.3,
+}
+IMAGES = 1_281_167
+
+
+def leaves(config, prefix=''):
+    for name in config:
+        if hasattr(config[name], 'keys'):
+            yield from leaves(config[name], f'{prefix}{name}.')
+        else:
+            yield prefix + name, config[name]
+
+
+def put(config, key, value):
+    *parts, last = key.split('.')
+    for part in parts:
+        config = config[part]
+    config[last] = value
+
+
+@pytest.mark.parametrize('regime, name', PRESETS, ids=lambda x: getattr(x, '__name__', x))
+def test_every_preset_is_a_run_that_could_start(regime, name):
+    config = regime.get_config(name)
+    build.check(config)
+    model, d = build.network(config), build.diffusion(config)
+    assert (
+        model.image_size == config.model.image_size
+        and d.noise_scale == config.diffusion.noise_scale
+    )
+    sharding.check_batch(
+        config.batch_size, sharding.make_mesh(config.mesh, jax.devices()), config.accumulate
+    )
+    assert build.settings(config).steps == config.sample.steps
+    image = jax.ShapeDtypeStruct(
+        (2, model.image_size, model.image_size, model.channels), jnp.float32
+    )
+    batch = {'image': image, 'label': jax.ShapeDtypeStruct((2,), jnp.int32), 'cond': image}
+    conditioning = jax.eval_shape(
+        build.condition(config), image, batch, jax.eval_shape(lambda: jax.random.key(0))
+    )
+    assert (conditioning == {}) == (regime is uncond)
+
+
+@pytest.mark.parametrize('name', ['digits', *SIZES])
+def test_regimes_share_their_architecture(name):
+    models = [regime.get_config(n).model.to_dict() for regime, n in ((uncond, name), (cond, name))]
+    models += [cond.get_config(f'{name}_class').model.to_dict()] if name != 'digits' else []
+    assert all(model == models[0] for model in models)
+
+
+@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize('regime', [uncond, cond], ids=['uncond', 'cond'])
+def test_published_recipe(regime, name):
+    config = regime.get_config(name)
+    o, epoch = config.optimizer, IMAGES / 1024
+    assert (config.model.image_size, config.model.variant) == (int(name[8:11]), name[12].upper())
+    assert build.network(config).patch == int(name[13:])
+    assert config.batch_size == 1024
+    assert config.steps == pytest.approx(600 * epoch, rel=1e-3) and o.warmup == pytest.approx(
+        5 * epoch, rel=1e-3
+    )
+    assert config.diffusion.to_dict() == dict(
+        noise_scale=config.model.image_size / 256, t_mean=-0.8, t_std=0.8, t_eps=0.05
+    )
+    rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
+    assert [float(rate(s)) for s in (0, o.warmup, config.steps)] == pytest.approx([0, 2e-4, 2e-4])
+    assert (o.b1, o.b2, o.weight_decay, o.muon_rms) == (0.9, 0.95, 0, 0)
+    assert tuple(config.ema.decays) == (0.9999, 0.9996) and not config.ema.warmup
+    assert config.condition.drop == 0.1 and config.model.num_classes == 1000
+    assert (config.model.tables, config.model.freeze_tables, config.model.null) == (
+        'sincos',
+        True,
+        'mask',
+    )
+    assert (config.sample.sampler, config.sample.steps, tuple(config.sample.interval)) == (
+        'heun',
+        50,
+        (0.1, 1.0),
+    )
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_published_guidance_with_labels(name):
+    config = cond.get_config(f'{name}_class')
+    assert config.condition.kind == 'class' and config.sample.guidance == GUIDANCE.get(name, 1.0)
+
+
+def test_conditions_of_the_presets():
+    assert (
+        uncond.get_config().condition.kind == 'none'
+        and cond.get_config().condition.kind == 'inpaint'
+    )
+    config = cond.get_config('imagenet256_b16')
+    assert (config.condition.kind, config.condition.factor) == ('super_resolution', 2)
+
+
+@pytest.mark.parametrize('regime, name', PRESETS, ids=lambda x: getattr(x, '__name__', x))
+def test_steps_batch_size_and_seed_are_what_they_say(regime, name):
+    config = regime.get_config(name)
+    config.steps, config.batch_size, config.seed = 7, 24, 3
+    assert (config.steps, config.batch_size, config.seed) == (7, 24, 3)
+    config = regime.get_config(name)
+    config.batch_size, config.steps = 24, 7
+    assert (config.steps, config.batch_size) == (7, 24)
+
+
+def test_epochs_follow_the_batch_size():
+    config = uncond.get_config('imagenet256_b16')
+    config.batch_size = 256
+    assert config.steps == pytest.approx(600 * IMAGES / 256, rel=1e-3)
+    assert config.optimizer.warmup == pytest.approx(5 * IMAGES / 256, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    'regime, name',
+    [
+        (uncond, 'digit'),
+        (uncond, 'imagenet256_b16_class'),
+        (cond, 'imagenet256_b32'),
+        (cond, 'x'),
+        (cond, ''),
+    ],
+)
+def test_an_unknown_preset_is_refused_with_those_there_are(regime, name):
+    with pytest.raises(ValueError, match=f'{name!r}.*digits.*imagenet512_g32') as error:
+        regime.get_config(name)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['digits_class', 'pairs_class', 'folder'])
+def test_cond_has_no_preset_that_is_none(name):
+    """A preset that is not of this file is refused, or is a run that could start."""
+    try:
+        config = cond.get_config(name)
+    except ValueError as error:
+        assert repr(name) in str(error)
+    else:
+        build.check(config)
+
+
+# What a user can get wrong
+
+
+def refused(config, key):
+    """`config` ends in one sentence that names `key`."""
+    with pytest.raises(ValueError) as error:
+        build.check(config)
+        sharding.make_mesh(config.mesh, jax.devices()[:1])
+    text = str(error.value)
+    assert key.split('.')[-1] in text and '\n' not in text and text[-1] in '.?', text
+
+
+DEFAULTS = dict(leaves(uncond.get_config('imagenet256_b16')))
+NAN = math.nan
+
+
+@pytest.mark.parametrize('key', [key for key, value in DEFAULTS.items() if type(value) is int])
+def test_a_bool_is_no_number(key):
+    config = uncond.get_config('imagenet256_b16')
+    put(config, key, True)
+    refused(config, key)
+
+
+@pytest.mark.parametrize(
+    'key', [key for key, value in DEFAULTS.items() if isinstance(value, tuple)]
+)
+@pytest.mark.parametrize('wrong', ['a word', None, True])
+def test_tuples_hold_numbers(key, wrong):
+    config = uncond.get_config('imagenet256_b16')
+    put(config, key, (wrong, *DEFAULTS[key][1:]))
+    refused(config, key)
+
+
+@pytest.mark.parametrize('key, value', [('mesh', (1.5, -1, 1)), ('condition.hole', (4.5, 12))])
+def test_tuples_of_counts_hold_whole_numbers(key, value):
+    config = uncond.get_config('imagenet256_b16')
+    put(config, key, value)
+    refused(config, key)
+
+
+@pytest.mark.parametrize(
+    'key, values',
+    {
+        'steps': [0, -1],
+        'batch_size': [0],
+        'accumulate': [0],
+        'seed': [-1],
+        'log_every': [0],
+        'mesh': [(1, 1), (1, 1, 1, 1), (0, 1, 1), (-1, -1, 1), (2, 1, 1)],
+        'model.variant': ['Q', 'depth=2'],
+        'model.image_size': [0, 8, 250],
+        'model.channels': [0],
+        'model.num_classes': [-1],
+        'model.tables': ['sin', ''],
+        'model.null': ['none'],
+        'compute.dead_slots': ['drop'],
+        'compute.remat': ['all'],
+        'compute.dtype': ['float16'],
+        'condition.kind': ['inpant', 'class+'],
+        'condition.drop': [-0.1, 1.0, NAN],
+        'condition.hole': [(0, 4), (5, 4), (4, 17), (4,), (4, 5, 6), ()],
+        'diffusion.noise_scale': [-1.0, NAN],
+        'diffusion.t_eps': [-0.1, NAN],
+        'diffusion.t_std': [-1.0],
+        'optimizer.base_lr': [-1.0, NAN],
+        'optimizer.b1': [1.0, -0.1],
+        'optimizer.b2': [1.5, NAN],
+        'optimizer.warmup': [-1],
+        'optimizer.weight_decay': [-0.1],
+        'optimizer.muon_rms': [-1.0],
+        'optimizer.schedule': ['linear'],
+        'ema.decays': [(1.0,), (0.9, -0.1), (NAN,), ()],
+        'checkpoint.every': [0],
+        'checkpoint.keep_last': [0],
+        'checkpoint.keep_every': [-1],
+        'sample.every': [0],
+        'sample.num': [0],
+        'sample.steps': [0],
+        'sample.sampler': ['ddim'],
+        'sample.interval': [(0.9, 0.1), (0.1,), (0.1, 0.5, 1.0)],
+        'sample.guidance': [NAN],
+        'data.threads': [-1],
+        'data.prefetch': [-1],
+        'data.max_broken': [-0.1],
+    }.items(),
+)
+def test_values_no_run_can_have(key, values):
+    for value in values:
+        config = uncond.get_config('imagenet256_b16')
+        put(config, key, value)
+        refused(config, key)
+
+
+@pytest.mark.parametrize('factor', [0, -2, 3, 32])
+def test_a_factor_that_leaves_no_whole_patches(factor):
+    config = cond.get_config('imagenet256_b16')
+    config.condition.factor = factor
+    refused(config, 'condition.factor')
+
+
+def test_labels_need_classes():
+    config = cond.get_config('imagenet256_b16_class')
+    config.model.num_classes = 0
+    refused(config, 'model.num_classes')
+
+
+def test_pairs_need_pairs():
+    config = cond.get_config('digits')
+    config.condition.kind = 'pairs'
+    refused(config, 'data.kind')
+
+
+def test_labels_need_slots_beside_the_patches():
+    """Class tokens and a 16×16 condition are more than 256 slots: found before any compute is spent."""
+    config = cond.get_config('digits')
+    config.condition.kind = 'inpaint+class'
+    with pytest.raises(ValueError, match='do not fit in 256 slots'):
+        build.check(config)
+
+
+def test_weights_to_start_from_must_be_there(tmp_path):
+    config = cond.get_config('digits')
+    config.init_from = str(tmp_path / 'nowhere')
+    refused(config, 'init_from')
+
+
+def test_weights_and_biases_must_be_installed(monkeypatch):
+    config = uncond.get_config()
+    config.wandb.project = 'digits'
+    monkeypatch.setattr(build.importlib.util, 'find_spec', lambda name: None)
+    refused(config, 'wandb.project')
+
+
+def test_a_near_miss_is_named():
+    config = uncond.get_config('imagenet256_b16')
+    config.compute.remat = 'dot'
+    with pytest.raises(ValueError, match='did you mean dots'):
+        build.check(config)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest():
+    config = uncond.get_config()
+    config.lock()
+    with pytest.raises((AttributeError, KeyError), match='batch_size'):
+        config.batch_sise = 4
+
+
+@pytest.mark.parametrize('dtype', ['auto', 'float32'])
+def test_a_cpu_computes_in_float32(dtype):
+    config = uncond.get_config()
+    config.compute.dtype = dtype
+    assert build.network(config).dtype == jnp.float32

@@ -1,0 +1,287 @@
+from functools import cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import cond
+from jit_jax.diffusion import conditions
+from jit_jax.diffusion.objective import Diffusion
+from jit_jax.model import sharding
+from jit_jax.recipe import build
+from jit_jax.training import state, step
+
+KEY = jax.random.key(7)
+random = np.random.default_rng(0)
+IMAGES = random.integers(0, 256, (8, 32, 32, 3), np.uint8)
+BATCH = {'image': IMAGES, 'label': np.arange(8, dtype=np.int32) % 5}
+
+
+# What is random about a step
+
+
+def stub_step(at, key=KEY, drop=0.5):
+    """What train_step draws at a step, and the key of its dropout, for a network without a body."""
+    model, d, seen = SimpleNamespace(patch=2, num_classes=5), Diffusion(noise_scale=2.0), {}
+    rows = {'image': np.tile(IMAGES, (8, 1, 1, 1)), 'label': np.tile(BATCH['label'], 8)}
+
+    def loss(params, drawn, dropout_key):
+        seen.update(drawn, dropout=np.asarray(jax.random.key_data(dropout_key)))
+        return params['w'] ** 2
+
+    start = state.start_state({'w': jnp.float32(3.0)}, optax.sgd(0.1), (0.9,)).replace(
+        step=jnp.int32(at)
+    )
+    draw = partial(
+        step.draw,
+        model=model,
+        d=d,
+        condition=conditions.make('class+inpaint', hole=(4, 12), factor=2),
+        drop=drop,
+    )
+    step.train_step(
+        start,
+        rows,
+        key,
+        draw=draw,
+        loss=loss,
+        accumulate=1,
+        optimizer=optax.sgd(0.1),
+        rate=optax.constant_schedule(0.1),
+        average=partial(state.update_ema, decays=(0.9,), warmup=False),
+        log_every=1,
+    )
+    t = np.asarray(seen['t'])[:, None, None, None]
+    noise = (np.asarray(seen['z']) - t * seen['x']) / (1 - t)
+    conditioning = seen['conditioning']
+    hole = np.asarray(
+        conditions.make('class+inpaint', hole=(4, 12), factor=2)(seen['x'], rows, KEY)['cond_valid']
+    )
+    assert hole.shape == conditioning['cond_valid'].shape
+    lost = np.asarray(conditioning['label']) == 5
+    return dict(
+        t=t.ravel(),
+        noise=noise,
+        lost=lost,
+        hole=np.asarray(conditioning['cond_valid']),
+        dropout=seen['dropout'],
+        x=np.asarray(seen['x']),
+    )
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    return stub_step(0)
+
+
+def test_the_same_step_of_the_same_seed_draws_the_same(drawn):
+    again = stub_step(0)
+    for name in drawn:
+        np.testing.assert_array_equal(again[name], drawn[name])
+
+
+@pytest.mark.parametrize('other', [dict(at=1), dict(at=2), dict(at=0, key=jax.random.key(8))])
+def test_another_step_or_seed_draws_all_anew(drawn, other):
+    changed = stub_step(**other)
+    assert not np.isin(changed['t'], drawn['t']).any()
+    assert np.abs(np.corrcoef(changed['noise'].ravel(), drawn['noise'].ravel())[0, 1]) < 0.02
+    for name in ('lost', 'hole', 'dropout'):
+        assert (changed[name] != drawn[name]).any(), name
+    np.testing.assert_array_equal(changed['x'], drawn['x'])
+
+
+def test_rows_are_drawn_apart(drawn):
+    assert len(np.unique(drawn['t'])) == len(drawn['t'])
+    assert len({row.tobytes() for row in drawn['noise']}) == len(drawn['t'])
+    noise = np.asarray(drawn['noise'], np.float64)
+    assert noise.std() == pytest.approx(2, rel=0.02) and abs(noise.mean()) < 0.02  # the noise scale
+
+
+def test_a_lost_row_loses_both_label_and_patches(drawn):
+    assert 12 < drawn['lost'].sum() < 52  # of 64, at 0.5
+    np.testing.assert_array_equal(drawn['hole'].any(1), ~drawn['lost'])
+
+
+def test_nothing_is_lost_without_drop():
+    kept = stub_step(0, drop=0.0)
+    assert not kept['lost'].any() and kept['hole'].any(1).all()
+
+
+def test_draw_is_the_equations():
+    d = Diffusion(noise_scale=2.0)
+    drawn = step.draw(BATCH, KEY, model=None, d=d, condition=lambda x, batch, key: {}, drop=0.5)
+    np.testing.assert_allclose(drawn['x'], IMAGES / 127.5 - 1, atol=1e-6)
+    assert drawn['conditioning'] == {} and drawn['z'].dtype == drawn['x'].dtype == jnp.float32
+
+
+def test_batch_loss_is_the_mean_v_loss():
+    d, model = (
+        Diffusion(noise_scale=2.0),
+        SimpleNamespace(apply=lambda variables, z, t, train, rngs: variables['params'] * z),
+    )
+    drawn = step.draw(BATCH, KEY, model=None, d=d, condition=lambda x, batch, key: {}, drop=0.0)
+    x, z, t = (np.asarray(drawn[name], np.float64) for name in ('x', 'z', 't'))
+    share = np.maximum(1 - t, 0.05)[:, None, None, None]
+    expected = np.mean(((0.5 * z - x) / share) ** 2)
+    assert float(step.batch_loss(0.5, drawn, KEY, model=model, d=d)) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+# A run on one device equals a run on eight
+
+STEPS = 3
+LR = 1e-3
+MESHES = {
+    'one': ((1, 1, 1), 1),
+    'data': ((8, 1, 1), 1),
+    'all': ((2, 2, 2), 1),
+    'fsdp': ((1, 4, 1), 1),
+    'tensor': ((1, 1, 2), 1),
+}
+MESHES['in parts'] = ((2, 1, 1), 2)
+
+
+def make_run(shape, accumulate=1):
+    config = cond.get_config('digits')
+    config.model.variant = (
+        'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
+    )
+    config.model.num_classes = 5
+    config.mesh, config.accumulate, config.compute.scan = shape, accumulate, True
+    config.ema.memory = 'host' if accumulate > 1 else 'device'  # both for who lacks memory
+    config.condition.drop = 0.4
+    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = (
+        LR * 32,
+        2,
+        'constant',
+    )
+    config.optimizer.muon_rms, config.log_every, config.ema.decays = 0.0, 2, (0.9, 0.5)
+    count = int(np.prod(shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, 'source', lambda config, split: None)
+        patch.setattr(
+            sharding, 'make_mesh', partial(sharding.make_mesh, devices=jax.devices()[:count])
+        )
+        return build.run(config)
+
+
+@pytest.fixture(scope='module')
+def runs():
+    """Mesh → its run, built once."""
+    return cache(lambda name: make_run(*MESHES[name]))
+
+
+@pytest.fixture(scope='module')
+def trained(runs, params):
+    """Mesh → (states before and after each of three steps, metrics of each, as numpy), trained once."""
+    found = {}
+
+    def train(name):
+        if name not in found:
+            run = runs(name)
+            live = run.start(params)
+            states, metrics = [jax.tree.map(np.asarray, live)], []
+            batch = sharding.to_device(BATCH, run.mesh)
+            for _ in range(STEPS):
+                live, numbers = run.step(live, batch, KEY)
+                assert jax.tree.map(lambda x: x.sharding, live) == jax.tree.map(
+                    lambda s: s.sharding, run.like
+                )
+                states.append(jax.tree.map(np.asarray, live))
+                metrics.append({n: float(v) for n, v in numbers.items()})
+            found[name] = states, metrics
+        return found[name]
+
+    return train
+
+
+def test_the_host_keeps_the_averages_where_asked(runs):
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+    assert kinds(runs('in parts').like.ema) == {'pinned_host'} != kinds(runs('one').like.ema)
+    assert 'pinned_host' not in kinds(runs('in parts').like.replace(ema={}))
+
+
+@pytest.mark.parametrize('name', [name for name in MESHES if name != 'one'])
+def test_a_run_on_any_mesh_and_in_parts_is_the_run_on_one_device(trained, name):
+    (states, metrics), (one_states, one_metrics) = trained(name), trained('one')
+    for ours, theirs in zip(metrics, one_metrics):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+
+    def close(path, a, b):  # of the first step, whose gradients are of equal parameters
+        assert np.abs(a - b).max(initial=0) <= 2e-5 * np.abs(b).max(initial=1e-6), (
+            jax.tree_util.keystr(path)
+        )
+
+    jax.tree_util.tree_map_with_path(close, states[1].opt, one_states[1].opt)
+    leaves = lambda tree: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+    moved = np.abs(leaves(one_states[-1].params) - leaves(one_states[0].params))
+    apart = np.abs(leaves(states[-1].params) - leaves(one_states[-1].params))
+    assert np.median(moved) > 0.3 * LR
+    assert (
+        np.mean(apart > 0.01 * LR) < 1e-3
+    )  # Adam turns a gradient near zero into ±1 by its rounding
+
+
+def test_steps_count_and_metrics_are_of_their_step(trained):
+    states, metrics = trained('one')
+    assert [int(s.step) for s in states] == [0, 1, 2, 3]
+    assert [m['learning_rate'] for m in metrics] == pytest.approx([0, LR / 2, LR], rel=1e-5)
+    assert all(
+        m.keys() == {'loss', 'learning_rate', 'grad_norm'} and m['grad_norm'] > 0 for m in metrics
+    )
+    assert [float(s.loss_mean) for s in states[1:]] == pytest.approx([m['loss'] for m in metrics])
+
+
+def test_the_rate_at_step_0_is_0_and_then_parameters_move(trained):
+    states, _ = trained('one')
+    jax.tree.map(np.testing.assert_array_equal, states[1].params, states[0].params)
+    assert (
+        states[2].params['blocks']['qkv']['kernel'] != states[1].params['blocks']['qkv']['kernel']
+    ).mean() > 0.99
+
+
+def test_averages_follow_by_hand(trained):
+    states, _ = trained('one')
+    for name, decay in (('ema1', 0.9), ('ema2', 0.5)):
+        average = states[0].params['final']['kernel'].astype(np.float64)
+        for i, s in enumerate(states[1:]):
+            warm = min(decay, (1 + i) / (10 + i))
+            average = warm * average + (1 - warm) * s.params['final']['kernel']
+            np.testing.assert_allclose(
+                s.ema[name]['final']['kernel'], average, rtol=1e-5, atol=1e-7
+            )
+        assert np.abs(average - states[-1].params['final']['kernel']).max() > 0.05 * LR
+
+
+def test_frozen_tables_stay_and_condition_tables_move(trained):
+    states, _ = trained('one')
+    first, last = states[0].params, states[-1].params
+    for table in ('rows', 'cols'):
+        np.testing.assert_array_equal(last['target_embed'][table], first['target_embed'][table])
+        assert (last['cond_embed'][table] != first['cond_embed'][table]).all()
+
+
+def test_training_is_deterministic_and_gives_its_old_state_away(runs, trained, params):
+    run = runs('one')
+    live = run.start(params)
+    for _ in range(STEPS):
+        before, (live, _) = live, run.step(live, sharding.to_device(BATCH, run.mesh), KEY)
+        assert all(
+            leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.ema, before.opt))
+        )
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.tree.map(np.asarray, live), trained('one')[0][-1]
+    )
+
+
+def test_every_mesh_starts_from_the_same_weights(runs, fresh):
+    start = runs('all').init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, start.params, fresh)
+    kernel = start.params['blocks']['qkv']['kernel']
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {
+        (2, 16, 3, 1, 16)
+    }  # really split
