@@ -197,6 +197,7 @@ class JiT(nn.Module):
         self.time_out = Linear((self.width,), normal)
         if self.num_classes:
             self.classes = self.param('classes', normal, (self.num_classes + 1, self.width))
+        if self.num_classes and self.class_tokens:  # a checkpoint cannot hold an empty array
             self.class_positions = self.param(
                 'class_positions', normal, (self.class_tokens, self.width)
             )
@@ -265,9 +266,10 @@ class JiT(nn.Module):
             if label_valid is not None:
                 y = jnp.where(label_valid[:, None], y, 0)
             c = c + y
-            class_tokens = (y[:, None] + self.class_positions).astype(
-                self.dtype
-            )  # [B, class_tokens, D]
+            if self.class_tokens:
+                class_tokens = (y[:, None] + self.class_positions).astype(
+                    self.dtype
+                )  # [B, class_tokens, D]
         c = jax.nn.silu(c).astype(self.dtype)
 
         x = self._run_blocks(slots, c, class_tokens, label_valid, train)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASSES, perturb
+from conftest import CLASSES, TINY, perturb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -646,6 +646,23 @@ def test_a_label_for_a_model_without_classes_is_refused(tiny):
             *FIVE,
             label=jax.ShapeDtypeStruct((5,), jnp.int32),
         )
+
+
+def test_a_size_without_class_tokens_has_no_array_for_them(tiny, conditioning):
+    """Labels then act through the modulation alone; a checkpoint could not hold an array [0, D]."""
+    model = tiny(class_tokens=0)
+    z, t, label = conditioning['z'], conditioning['t'], np.array([0, 1, 2, 3, 4], np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), z, t, label=label)['params']
+    assert 'class_positions' not in shapes and 'classes' in shapes
+    assert all(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert jax.tree.structure(shapes) == jax.tree.structure(
+        jax.eval_shape(model.init, jax.random.key(0), z, t)['params']
+    )
+    assert size(TINY.replace('class_tokens=4', 'class_tokens=0'))['class_tokens'] == 0
+    params = perturb(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    apply = jax.jit(model.apply)
+    one, other = (apply({'params': params}, z, t, label=each) for each in (label, label[::-1]))
+    assert np.abs(one - other).max() > 0.001
 
 
 @pytest.mark.parametrize(
