@@ -99,9 +99,13 @@ class Sampling:
         if self.params is None:
             init = lambda key: model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
             self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
-        draw = generate.jitted(model, build.diffusion(config), settings, mesh)
-        run, cost = measure.compiled(lambda: draw.lower(self.params, z, conditioning))
-        work = lambda: jax.block_until_ready(run(self.params, z, conditioning))
+        program = generate.sampling_program(
+            model, build.diffusion(config), settings.sampler, settings.steps, mesh
+        )
+        guided = generate.guidance_arguments(settings.guidance, settings.interval)
+        arguments = (self.params, z, conditioning, *guided)
+        run, cost = measure.compiled(lambda: program.lower(*arguments))
+        work = lambda: jax.block_until_ready(run(*arguments))
         return measure.Program(
             work, count, flops(config, model, settings), model.dtype.name, **cost
         )

@@ -7,7 +7,13 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from jit_jax.diffusion.generate import Settings, generate, jitted, noise
+from jit_jax.diffusion.generate import (
+    Settings,
+    compiled_sampler,
+    generate,
+    guidance_arguments,
+    noise,
+)
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
@@ -71,7 +77,8 @@ def sample(
                 f'{name} has {len(rows)} rows for num={num} images; give one row an image.'
             )
     mesh = make_mesh((-1, 1, 1))
-    run = jitted(model.net, model.diffusion, replace(model.settings, **settings), mesh)
+    how = replace(model.settings, **settings)
+    run = compiled_sampler(model.net, model.diffusion, how.sampler, how.steps, mesh)
     params = jax.device_put(params, replicated(mesh))
     size = whole_rows(min(batch_size, num), mesh)
     images = []
@@ -81,7 +88,11 @@ def sample(
         )  # the last batch is padded, so that one program serves all
         batch = {name: v[rows] for name, v in conditioning.items()}
         z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
-        images.append(to_uint8(process_allgather(run(params, z, batch), tiled=True)))
+        images.append(
+            to_uint8(
+                process_allgather(run(params, z, batch, how.guidance, how.interval), tiled=True)
+            )
+        )
     return np.concatenate(images)[:num]
 
 
@@ -102,15 +113,18 @@ def trajectory(
     def watch(t, z, x_hat):
         seen[float(t)] = (np.asarray(z[0]), np.asarray(x_hat[0]))
 
-    how = {
-        'model': model.net,
-        'd': model.diffusion,
-        'settings': replace(model.settings, **settings),
-        'watch': watch,
-    }
-    z = jax.jit(partial(generate, **how))(
-        params, noise(key, 0, 1, model.net), conditioning_and_settings
+    how = replace(model.settings, **settings)
+    run = partial(
+        generate,
+        model=model.net,
+        d=model.diffusion,
+        sampler=how.sampler,
+        steps=how.steps,
+        watch=watch,
     )
+    guidance = guidance_arguments(how.guidance, how.interval)
+    z = noise(key, 0, 1, model.net)
+    z = jax.jit(run)(params, z, conditioning_and_settings, *guidance)
     jax.effects_barrier()
     seen[1.0] = (np.asarray(z[0]), np.asarray(z[0]))
     return [(t, *seen[t]) for t in sorted(seen)]

@@ -162,15 +162,12 @@ def test_the_golden_would_show(golden, default_gradient, mistake):
 @pytest.mark.parametrize('sampler', ['euler', 'heun'])
 def test_samplers(golden, sampler):
     low, high = golden.said['cfg_interval']
-    settings = generate.Settings(
-        sampler, golden.said['sampler_steps'], golden.said['cfg'], (low, high)
-    )
     z = golden.arrays['sample_z0'] / golden.d.noise_scale
     conditioning = {'label': golden.arrays['sample_labels']}
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    images = generate.jitted(golden.model(), golden.d, settings, mesh)(
-        golden.params, z, conditioning
-    )
+    steps = golden.said['sampler_steps']
+    draw = generate.compiled_sampler(golden.model(), golden.d, sampler, steps, mesh)
+    images = draw(golden.params, z, conditioning, golden.said['cfg'], (low, high))
     assert distance(images, golden.arrays[f'sample_{sampler}']) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The network, a sampler and guidance put together: noise and what the model is told → images."""
+"""The network, a sampler and guidance put together: noise and conditioning → images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from jit_jax.model.jit import JiT
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample: a name of SAMPLERS, network passes by `steps`, classifier-free guidance on low < t < high."""
+    """How to sample: a name of SAMPLERS, its steps, and guidance by a scale (1: none) for low < t <
+    high.
+    """
 
     sampler: str = 'heun'
     steps: int = 50
@@ -24,60 +26,120 @@ class Settings:
 
 
 def generate(
-    params, z, conditioning: dict, *, model: JiT, d: Diffusion, settings: Settings, watch=None
+    params,
+    z,
+    conditioning: dict,
+    scale=None,
+    interval=(0.0, 1.0),
+    *,
+    model: JiT,
+    d: Diffusion,
+    sampler: str,
+    steps: int,
+    watch: Callable | None = None,
 ) -> jax.Array:
-    """Denoises z [B, H, W, C] (unit normal noise) under `told` (keywords of `JiT.__call__`) → float32 images in about [−1, 1].
+    """Denoises unit normal noise under a condition. Pure: to be jitted.
 
-    The null branch of guidance is the same network without condition slots, so it pays for 256 of them.
-    Pure: jit it once for each shape of `told`. watch(t, z, x̂), if given, is called with each pass of the network.
+    The null branch of guidance is the same network without condition slots, so it pays for 256 of
+    them.
+
+    Args:
+      params: the parameter tree, float32, in the memory of the device or of its host.
+      z: float32 [B, H, W, C], unit normal.
+      conditioning: keywords of `JiT.__call__`, B rows each; {} for none.
+      scale, interval: guidance, numbers or float32 scalars. scale None leaves the null branch out.
+      watch: called as watch(t, z, x̂) after each pass of the network, in order, on one device.
+
+    Returns float32 [B, H, W, C] in about [−1, 1].
     """
-
     params = jax.device_put(
         params, jax.memory.Space.Device
-    )  # from the host, where it keeps the averages
-    model = model.clone(
-        scan=True, remat='none'
-    )  # two or four copies of the network: compile them in seconds
+    )  # from the host, where it keeps averages
+    params = cast_kernels(params, model.dtype)
+    # A program holds two or four copies of the network: scanned, they compile in seconds.
+    model = model.clone(scan=True, remat='none')
 
-    def denoise(conditioning):
-        return lambda z, t: model.apply({'params': params}, z, t, **conditioning)
+    def denoiser(conditioning):
+        def denoise(z, t):
+            return model.apply({'params': params}, z, t, **conditioning)
 
-    net = denoise(conditioning)
-    if conditioning:
-        net = guidance.guide(
-            net,
-            denoise(conditions.null(conditioning, model.num_classes)),
-            settings.guidance,
-            settings.interval,
-        )
+        return denoise
+
+    net = denoiser(conditioning)
+    if conditioning and scale is not None:
+        null = denoiser(conditions.null(conditioning, model.num_classes))
+        net = guidance.guide(net, null, scale, interval)
     if watch:
         net = watched(net, watch)
-    return samplers.sample(
-        net, d.noise_scale * z, d, steps=settings.steps, sampler=settings.sampler
-    )
+    return samplers.sample(net, d.noise_scale * z, d, steps=steps, sampler=sampler)
 
 
-def watched(net: samplers.Denoise, watch) -> samplers.Denoise:
-    """`net`, telling watch(t, z, x̂) of every pass, in order, while the program runs (on one device)."""
+def cast_kernels(params, dtype) -> dict:
+    """Kernels in the dtype of the arithmetic, once for all passes; everything else as it is."""
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if sharding.path_name(path).endswith('kernel') else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def watched(net: samplers.Denoise, watch: Callable) -> samplers.Denoise:
+    """`net`, which also calls watch(t, z, x̂) for every pass, in order, while the program runs."""
 
     def denoise(z, t):
-        x = net(z, t)
-        jax.debug.callback(watch, t[0], z, x, ordered=True)
-        return x
+        x_hat = net(z, t)
+        jax.debug.callback(watch, t[0], z, x_hat, ordered=True)
+        return x_hat
 
     return denoise
 
 
 def noise(key, start: int, count: int, model: JiT) -> jax.Array:
-    """Unit normal noise of images number start … start + count − 1: image i is the same in any batching."""
+    """Unit normal noise of images number start … start + count − 1: float32 [count, H, W, C].
+
+    Image i is the same in any batching.
+    """
     shape = (model.image_size, model.image_size, model.channels)
-    one = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)
+
+    def one(i):
+        return jax.random.normal(jax.random.fold_in(key, i), shape)
+
     return jax.vmap(one)(start + jnp.arange(count))
 
 
-@lru_cache(
-    16
-)  # a Linen module, its settings and a mesh hash by what they hold, so a second call finds its program
-def jitted(model: JiT, d: Diffusion, settings: Settings, mesh: jax.sharding.Mesh) -> Callable:
-    """`generate` compiled for arrays on `mesh`: (params, z, told) → images."""
-    return jax.jit(sharding.within(mesh, partial(generate, model=model, d=d, settings=settings)))
+# A Linen module, its settings and a mesh hash by what they hold, so a second call finds its
+# program.
+@lru_cache(16)
+def sampling_program(
+    model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
+) -> Callable:
+    """`generate`, jitted for arrays on `mesh`: (params, z, conditioning, *guidance_arguments(…)) →
+    images.
+    """
+    run = partial(generate, model=model, d=d, sampler=sampler, steps=steps)
+    return jax.jit(sharding.within(mesh, run))
+
+
+def guidance_arguments(scale: float, interval: tuple[float, float]) -> tuple:
+    """Guidance as arguments of a program, which serves all their values; () for scale 1, without a
+    null branch.
+    """
+    if scale == 1:
+        return ()
+    low, high = interval
+    return jnp.float32(scale), (jnp.float32(low), jnp.float32(high))
+
+
+def compiled_sampler(
+    model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
+) -> Callable:
+    """(params, z, conditioning, guidance=1, interval=(0, 1)) → images, for arrays on `mesh`.
+
+    Compiled once for each shape of the conditioning, and once more for guidance other than 1.
+    """
+    program = sampling_program(model, d, sampler, steps, mesh)
+
+    def draw(params, z, conditioning, guidance=1.0, interval=(0.0, 1.0)):
+        return program(params, z, conditioning, *guidance_arguments(guidance, interval))
+
+    return draw

@@ -1,4 +1,4 @@
-"""Classifier-free guidance."""
+"""Classifier-free guidance (arXiv 2207.12598), limited to an interval of t (arXiv 2404.07724)."""
 
 import jax
 
@@ -15,21 +15,34 @@ GUIDANCE = {
 }
 
 
-def guide(
-    conditional: Denoise, null: Denoise, scale: float, interval: tuple[float, float] = (0.0, 1.0)
-) -> Denoise:
-    """Classifier-free guidance: v = v_null + scale·(v_cond − v_null) for low < t < high, else v_cond.
+def guide(conditional: Denoise, null: Denoise, scale, interval=(0.0, 1.0)) -> Denoise:
+    """v = v_null + scale·(v_cond − v_null) for low < t < high, else v_cond.
 
-    v is affine in x̂ at one (z, t), so mixing x̂ is the same. With low = 0 the interval includes t = 0. Outside
-    the interval, and everywhere for scale = 1, the null branch does not run.
+    v is affine in x̂ at one (z, t), so mixing x̂ is the same as mixing v. With low = 0 the interval
+    includes t = 0, as in the official code. Outside the interval, and everywhere for scale = 1, the
+    null branch does not run.
+
+    Args:
+      conditional, null: the network with its condition, and without.
+      scale: float or float32 scalar; 1 is no guidance.
+      interval: (low, high), floats or float32 scalars. Scale and interval may be traced, so that
+        one program
+        serves every value of a sweep.
     """
     low, high = interval
-    if scale == 1:
-        return conditional
 
     def denoise(z, t):
-        x = conditional(z, t)
-        mix = lambda x: (lambda x0: x0 + scale * (x - x0))(null(z, t))
-        return jax.lax.cond(((t[0] > low) | (low == 0)) & (t[0] < high), mix, lambda x: x, x)
+        x_cond = conditional(z, t)
+
+        def mixed():
+            x_null = null(z, t)
+            return x_null + scale * (x_cond - x_null)
+
+        def unmixed():
+            return x_cond
+
+        after_low = (t[0] > low) | (low == 0)
+        before_high = t[0] < high
+        return jax.lax.cond(after_low & before_high & (scale != 1), mixed, unmixed)
 
     return denoise

@@ -1,4 +1,5 @@
-"""The paper's equations ("Back to Basics: Let Denoising Generative Models Denoise", arXiv 2511.13720).
+"""The paper's equations ("Back to Basics: Let Denoising Generative Models Denoise", arXiv
+2511.13720).
 
 Time runs from t = 0 (noise) to t = 1 (clean). Images are float32 in [−1, 1], NHWC; t is [B].
 The network predicts the clean image x̂; the loss is taken in v-space.
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 class Diffusion:
     """The numbers of the objective.
 
-    t = sigmoid(N(t_mean, t_std²)); e ~ N(0, noise_scale²); 1 − t is clamped at t_eps wherever v divides by it.
+    t = sigmoid(N(t_mean, t_std²)); e ~ N(0, noise_scale²); 1 − t is clamped at t_eps wherever v
+    divides by it.
     """
 
     noise_scale: float
@@ -40,7 +42,9 @@ def add_noise(x, e, t) -> jax.Array:
 
 
 def velocity(x, z, t, d: Diffusion) -> jax.Array:
-    """v = (x − z) / (1 − t) (eq. 4 solved for v), with 1 − t clamped at t_eps as in the official code."""
+    """v = (x − z) / (1 − t) (eq. 4 solved for v), with 1 − t clamped at t_eps as in the official
+    code.
+    """
     return (x - z) / jnp.maximum(1 - expand(t, z), d.t_eps)
 
 

@@ -16,7 +16,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from jit_jax import data, trained
 from jit_jax.diffusion import conditions
-from jit_jax.diffusion.generate import jitted, noise
+from jit_jax.diffusion.generate import compiled_sampler, noise
 from jit_jax.evaluation import (
     classifier,
     denoising,
@@ -158,10 +158,20 @@ class Measure:
         path = os.path.join(folder, f'{start:06d}-{self.batch}.npz') if folder else ''
         if path and everyone_sees(path):
             return np.load(path)['arr_0'], conditioning, truth
-        draw = jitted(self.model.net, self.model.diffusion, settings, self.mesh)
+        draw = compiled_sampler(
+            self.model.net, self.model.diffusion, settings.sampler, settings.steps, self.mesh
+        )
         z = noise(jax.random.key(self.seed), start, self.size, self.model.net)
         images = to_uint8(
-            process_allgather(draw(params, *spread((z, conditioning), self.mesh)), tiled=True)
+            process_allgather(
+                draw(
+                    params,
+                    *spread((z, conditioning), self.mesh),
+                    settings.guidance,
+                    settings.interval,
+                ),
+                tiled=True,
+            )
         )
         if path and jax.process_index() == 0:
             files.save_npz(path, arr_0=images[: self.batch])

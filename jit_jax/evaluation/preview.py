@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jit_jax.diffusion.conditions import from_uint8, picture
-from jit_jax.diffusion.generate import jitted, noise
+from jit_jax.diffusion.generate import compiled_sampler, noise
 from jit_jax.model import sharding
 from jit_jax.output.images import captioned, grid, to_uint8
 from jit_jax.recipe import build
@@ -25,11 +25,14 @@ class Preview:
         self.inputs = sharding.spread(
             (noise(jax.random.key(config.seed), 0, rows, run.model), self.conditioning), run.mesh
         )
-        self.generate = jitted(run.model, run.diffusion, run.settings, run.mesh)
+        how = run.settings
+        self.generate = compiled_sampler(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
 
     def draw(self, state, step: int, writer) -> None:
         """samples/<step>.png, and samples/latest.png beside it; every process takes part, the first one writes."""
-        images = self.generate(state.ema['ema1'], *self.inputs)
+        images = self.generate(
+            state.ema['ema1'], *self.inputs, self.run.settings.guidance, self.run.settings.interval
+        )
         images = to_uint8(multihost_utils.process_allgather(images, tiled=True))
         conditioning, truth = jax.tree.map(lambda x: x[: self.num], (self.conditioning, self.truth))
         picture = sheet(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from jit_jax.diffusion import conditions, generate
-from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.guidance import guide
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.diffusion.samplers import SAMPLERS, sample
@@ -134,11 +133,11 @@ def test_the_null_branch_runs_only_where_it_counts():
         jax.debug.callback(lambda t: calls.append(round(float(t[0]), 3)), t)
         return z
 
-    run = lambda scale: jax.jit(
-        lambda z: sample(
-            guide(constant(0.0), null, scale, (0.25, 0.8)), z, D, steps=10, sampler='euler'
-        )
-    )(Z)
+    @jax.jit
+    def run(scale):  # traced: one program for every scale
+        net = guide(constant(0.0), null, scale, (0.25, 0.8))
+        return sample(net, jnp.asarray(Z), D, steps=10, sampler='euler')
+
     jax.block_until_ready(run(1.0))
     jax.effects_barrier()
     assert calls == []
@@ -147,12 +146,34 @@ def test_the_null_branch_runs_only_where_it_counts():
     assert sorted(calls) == [0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def test_scale_one_is_the_conditional_network_itself():
-    net = constant(1.0)
-    assert guide(net, None, 1.0) is net
+def test_every_scale_and_interval_share_one_program(tiny, params, conditioning):
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    arguments = (tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    draw = generate.compiled_sampler(*arguments)
+    program = generate.sampling_program(*arguments)
+    before = program._cache_size()
+    images = [
+        draw(params, conditioning['z'], conditioning['full'], scale, interval)
+        for scale in (1.5, 2.0, 4.0)
+        for interval in ((0.0, 1.0), (0.1, 0.9))
+    ]
+    assert program._cache_size() - before <= 1
+    assert np.abs(images[0] - images[2]).max() > 0.001
 
 
-# The network, told and guided
+def test_scale_one_is_a_program_without_the_null_branch(tiny, params, conditioning):
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    program = generate.sampling_program(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    arguments = (params, conditioning['z'], conditioning['full'])
+
+    def branches(scale):
+        guided = generate.guidance_arguments(scale, (0.0, 1.0))
+        return program.lower(*arguments, *guided).as_text().count('stablehlo.case')
+
+    assert branches(1.0) == 0 and branches(2.0) > 0
+
+
+# The network under a condition, guided
 
 
 @pytest.fixture(scope='module')
@@ -160,15 +181,9 @@ def first_step(tiny, params, conditioning):
     """(interval) → generate with one step, which is x̂ at t = 0, and guidance 3, from the batch `full`."""
 
     def images(interval, z):
-        settings = Settings(steps=1, guidance=3.0, interval=interval)
-        return np.asarray(
-            generate.jitted(
-                tiny(),
-                Diffusion(noise_scale=0.5),
-                settings,
-                sharding.make_mesh((-1, 1, 1), jax.devices()[:1]),
-            )(params, z, conditioning['full'])
-        )
+        mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+        draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+        return np.asarray(draw(params, z, conditioning['full'], 3.0, interval))
 
     return images
 
