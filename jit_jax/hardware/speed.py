@@ -1,4 +1,4 @@
-"""How fast this machine could be: its rate of plain matrix products, the ceiling that `mfu` is a share of."""
+"""How fast this machine could be: its rate of matrix products, which `mfu` is a share of."""
 
 import math
 import time
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 
 
 def matmul_rate(dtype) -> float:
-    """Floating-point operations a second of all devices: the best of 0.1 s of large square products on one of them."""
+    """Floating-point operations a second of all devices in products of matrices of `dtype`.
+
+    The best of 0.1 s of large square products on one device, times the number of devices.
+    """
     n = 512 if jax.default_backend() == 'cpu' else 4096
     product, a = jax.jit(jnp.matmul), jnp.full((n, n), 1 / n, dtype)  # whose square it is
     product(a, a).block_until_ready()  # compiles
