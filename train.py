@@ -1,11 +1,10 @@
-"""Trains a JiT: configs/uncond.py pre-trains without a condition, configs/cond.py fine-tunes with one.
+"""`python train.py --config=configs/uncond.py` in a clone is `jit-jax train --config=uncond` anywhere."""
 
-    python train.py --config=configs/uncond.py [--workdir=runs/uncond] [--config.batch_size=16 …]
+import sys
 
-The same command goes on where a stopped run was. On several hosts, run it on each. `jit-jax train` is this command too.
-"""
-
-from jit_jax.commands.train import main
+from jit_jax.__main__ import main
+from jit_jax.commands import environment
 
 if __name__ == '__main__':
-    main()
+    environment.restart_with_variables()
+    main(['train', *sys.argv[1:]])

@@ -23,56 +23,55 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from absl import flags
-from absl.flags import FLAGS
-
 from benchmarks import measure
 from benchmarks.sample import Sampling, settled
 from benchmarks.step import Training
-from jit_jax.commands import cli
+from jit_jax.commands import command_line, environment
+from jit_jax.errors import UserError
 
 DEFAULT_CONFIG = 'configs/cond.py:imagenet256_b16_class'
 TURN = {'train': 3, 'sample': 1}  # runs that are timed in a turn
 ROWS = tuple(TURN)
 
 
-def parse():
-    """The flags, with defaults of this benchmark's own for --config and --batch."""
-    measure.define()
-    flags.DEFINE_string(
-        'official', None, 'The folder of the official code, with model_jit.py in it.'
+def define_flags(parser):
+    measure.define_flags(parser)
+    parser.add_argument('--official', help='the folder of the official code, with denoiser.py')
+    parser.add_argument(
+        '--side', choices=['official', 'ours'], help='of the two processes that this starts'
     )
-    flags.DEFINE_enum(
-        'side', None, ['official', 'ours'], 'Of the two processes that this command starts.'
-    )
-    defaults = {'--config=': DEFAULT_CONFIG, '--batch=': '4'}
+
+
+def with_defaults(words: list[str]) -> list[str]:
+    """The words, with this benchmark's own --config and --batch where they name none."""
+    own = {'--config=': DEFAULT_CONFIG, '--batch=': '4'}
     missing = [
         flag + value
-        for flag, value in defaults.items()
-        if not any(arg.startswith(flag) for arg in sys.argv)
+        for flag, value in own.items()
+        if not any(word.startswith(flag) for word in words)
     ]
-    cli.parse([sys.argv[0], *missing, *sys.argv[1:]])
+    return [*missing, *words]
 
 
-def check():
+def check(args):
     """Raises ValueError, in one sentence, for what is missing."""
-    unknown = set(FLAGS.rows or ()) - set(ROWS)
+    unknown = set(args.rows or ()) - set(ROWS)
     if unknown:
-        raise ValueError(f'--rows: there is no {min(unknown)!r}; there are {", ".join(ROWS)}.')
-    if not FLAGS.official or not os.path.exists(os.path.join(FLAGS.official, 'denoiser.py')):
-        raise ValueError(
+        raise UserError(f'--rows: there is no {min(unknown)!r}; there are {", ".join(ROWS)}.')
+    if not args.official or not os.path.exists(os.path.join(args.official, 'denoiser.py')):
+        raise UserError(
             '--official names the folder of the official code: git clone https://github.com/LTH14/JiT gives one.'
         )
     for module in ('torch', 'einops'):
         if importlib.util.find_spec(module) is None:
-            raise ValueError(f'The official code needs {module}: pip install torch einops')
-    config = FLAGS.config
-    if (FLAGS.variant or config.model.variant) not in ('B', 'L', 'H'):
-        raise ValueError(
+            raise UserError(f'The official code needs {module}: pip install torch einops')
+    config = args.config
+    if (args.variant or config.model.variant) not in ('B', 'L', 'H'):
+        raise UserError(
             'The official code has the sizes B, L and H; --depth=2 leaves most of their blocks out.'
         )
     if config.condition.kind != 'class':
-        raise ValueError(
+        raise UserError(
             f'The official code knows class labels alone; use --config={DEFAULT_CONFIG} or another one with them.'
         )
 
@@ -88,12 +87,12 @@ def without_cuda(folder: str) -> str:
     return copied.name
 
 
-def official(config, variant: str) -> dict:
+def official(args, config, variant: str) -> dict:
     """Its train step and its sampler, as functions without arguments; and what they run on."""
     import torch
 
     gpu = torch.cuda.is_available()
-    sys.path.insert(0, FLAGS.official if gpu else without_cuda(FLAGS.official))
+    sys.path.insert(0, args.official if gpu else without_cuda(args.official))
     torch._dynamo.config.cache_size_limit = 128
     torch.backends.cudnn.benchmark = True
     from denoiser import Denoiser
@@ -103,7 +102,7 @@ def official(config, variant: str) -> dict:
 
     m, d, s = config.model, config.diffusion, config.sample
     sizes, (ema1, ema2) = size(m.variant), config.ema.decays
-    args = Namespace(
+    named = Namespace(
         model=f'JiT-{variant}/{m.image_size // 16}',
         img_size=m.image_size,
         class_num=m.num_classes,
@@ -123,7 +122,7 @@ def official(config, variant: str) -> dict:
         interval_max=s.interval[1],
     )
     device = torch.device('cuda' if gpu else 'cpu')
-    model = Denoiser(args)
+    model = Denoiser(named)
     del model.net.blocks[sizes['depth'] :]
     model.net.in_context_start = sizes['class_start']
     model.to(device)
@@ -164,11 +163,11 @@ def official(config, variant: str) -> dict:
     return {'train': train, 'sample': sample, 'about': f'torch {torch.__version__} on {name}'}
 
 
-def ours(config, variant: str) -> dict:
+def ours(args, config, variant: str) -> dict:
     """The same of this project."""
     from jit_jax.model.sizes import size
 
-    cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
+    environment.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
     import jax
 
     train = functools.cache(lambda: Training(1).program(config))  # compiled when first asked for
@@ -177,12 +176,12 @@ def ours(config, variant: str) -> dict:
     return {'train': lambda: train().run(), 'sample': lambda: sample().run(), 'about': about}
 
 
-def work(side: str):
+def work(args):
     """One of the two processes: reads lines `row count`, writes the seconds that many runs took."""
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints is not a reply
-    config, variant = settled()
-    runs = {'official': official, 'ours': ours}[side](config, variant)
+    config, variant = settled(args)
+    runs = {'official': official, 'ours': ours}[args.side](args, config, variant)
     print(json.dumps(runs['about']), file=replies, flush=True)
     for line in sys.stdin:
         row, count = line.split()
@@ -212,7 +211,7 @@ class Side:
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError('One side ended early; its own words are above.')
+            raise UserError('One side ended early; its own words are above.')
         return json.loads(line)
 
     def __call__(self, row: str, count: int) -> float:
@@ -224,31 +223,26 @@ class Side:
         self.process.wait()
 
 
-def main():
-    if '--side=ours' in sys.argv:
-        cli.restart_with()
-    parse()
-    if FLAGS.side:
-        work(FLAGS.side)
+def main(args):
+    if args.side:
+        work(args)
         return
-    with cli.one_sentence():
-        check()
-        config, variant = settled()
-    with cli.one_sentence(RuntimeError):
-        compare(config, variant)
+    check(args)
+    config, variant = settled(args)
+    compare(args, config, variant)
 
 
-def compare(config, variant: str):
+def compare(args, config, variant: str):
     sides = {'official': Side('official'), 'ours': Side('ours')}
-    rounds, s = FLAGS.rounds, config.sample
-    shortened = f', only {FLAGS.depth} of its blocks,' if FLAGS.depth else ''
+    rounds, s = args.rounds, config.sample
+    shortened = f', only {args.depth} of its blocks,' if args.depth else ''
     print(
         f'JiT-{variant}{shortened} at {config.model.image_size}×{config.model.image_size}, batch {config.batch_size}, class labels'
     )
     for name, side in sides.items():
         print(f'{name}: {side.about}')
     print('\n| s | official | ours | times as fast |\n|---|---|---|---|')
-    for row in FLAGS.rows or ROWS[:1]:
+    for row in args.rows or ROWS[:1]:
         for side in sides.values():
             side(row, 2)  # compiles, and warms up
         seconds = {name: [] for name in sides}
@@ -265,4 +259,7 @@ def compare(config, variant: str):
 
 
 if __name__ == '__main__':
-    main()
+    if '--side=ours' in sys.argv:
+        environment.restart_with_variables()
+    words = with_defaults(sys.argv[1:])
+    command_line.run(sys.modules[__name__], words, 'python -m benchmarks.compare')

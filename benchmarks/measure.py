@@ -7,11 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from absl import flags
 
-from jit_jax.commands import cli
-
-FLAGS = flags.FLAGS
+from jit_jax.commands import command_line
 
 # Changes that mean the same in training and in sampling.
 CHANGES = {
@@ -23,30 +20,21 @@ CHANGES = {
 } | {name: {'compute.attention': name} for name in ('xla', 'cudnn', 'splash')}
 
 
-def define() -> None:
-    """The flags of every benchmark; not on import, as commands share names of flags."""
-    cli.define_config(
-        'config', 'A file of configs/, with :preset after the path; its data is not needed.'
+def define_flags(parser: command_line.Parser) -> None:
+    """The flags of every benchmark."""
+    count = command_line.whole_number(1)
+    add = parser.add_argument
+    parser.define_config('a file of configs/, with :PRESET after it; its data is not needed')
+    add('--batch', type=count, help="images at a time; the config's own by default")
+    add('--steps', type=count, help='training steps in a round (5), or sampler steps (50)')
+    add('--rounds', type=count, default=7, help='every round runs each row once')
+    add(
+        '--rows',
+        type=command_line.words,
+        help='which rows, the first being what the others are compared to; a+b makes both changes',
     )
-    flags.DEFINE_integer(
-        'batch', None, "Images at a time; the config's own by default.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        'steps', None, 'Training steps in a round (5), or sampler steps (50).', lower_bound=1
-    )
-    flags.DEFINE_integer('rounds', 7, 'Every round runs each row once.', lower_bound=1)
-    flags.DEFINE_list(
-        'rows',
-        None,
-        'Which rows, the first being what the others are compared to; a+b makes both changes.',
-    )
-    flags.DEFINE_string('variant', None, "A size of the network instead of the config's own.")
-    flags.DEFINE_integer(
-        'depth',
-        None,
-        'Blocks, instead of all of the size: where a whole one takes too long.',
-        lower_bound=1,
-    )
+    add('--variant', help="a size of the network instead of the config's own")
+    add('--depth', type=count, help='blocks, instead of all of the size, where those take too long')
 
 
 @dataclass
@@ -61,7 +49,7 @@ class Program:
     compiling: float  # seconds
 
 
-def configured():
+def configured(args):
     """The config with --batch, --variant and --depth in place, and the size's name. Raises ValueError for what cannot be."""
     import jax
 
@@ -70,13 +58,13 @@ def configured():
     jax.config.update(
         'jax_enable_compilation_cache', False
     )  # or a second run would find compiling quick
-    cli.config_name(FLAGS['config'])
-    config = FLAGS.config
-    config.batch_size = FLAGS.batch or config.batch_size
-    config.model.variant = variant = FLAGS.variant or config.model.variant
+    command_line.required(args, 'config', 'names one, for example --config=configs/uncond.py.')
+    config = args.config
+    config.batch_size = args.batch or config.batch_size
+    config.model.variant = variant = args.variant or config.model.variant
     sizes = size(variant)
-    if FLAGS.depth:
-        sizes |= {'depth': FLAGS.depth, 'class_start': min(sizes['class_start'], FLAGS.depth - 1)}
+    if args.depth:
+        sizes |= {'depth': args.depth, 'class_start': min(sizes['class_start'], args.depth - 1)}
         config.model.variant = ','.join(f'{name}={value}' for name, value in sizes.items())
     return config, variant
 
@@ -239,10 +227,10 @@ def report(programs: dict[str, Program], rounds: int):
         print(f'The device itself saw a peak of {number(peak / 2**30)} GiB over all rows.')
 
 
-def title(config, variant: str, what: str) -> str:
+def title(args, variant: str, what: str) -> str:
     """The first line; `variant` is the name of the size, which --depth has taken apart."""
     import jax
 
-    shortened, m = f', only {FLAGS.depth} of its blocks,' if FLAGS.depth else '', config.model
+    shortened, m = f', only {args.depth} of its blocks,' if args.depth else '', args.config.model
     device = f'{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()}), jax {jax.__version__}'
     return f'JiT-{variant}{shortened} at {m.image_size}×{m.image_size}, {what}, on {device}'

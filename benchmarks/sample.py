@@ -7,10 +7,11 @@ A config without a condition is sampled with 64 live slots. Guidance is on in th
 not matter to the time, unless it is 1.
 """
 
-from absl.flags import FLAGS
+import sys
 
 from benchmarks import measure
-from jit_jax.commands import cli
+from jit_jax.commands import command_line, environment
+from jit_jax.model.sizes import size
 
 CHANGES = measure.CHANGES | {
     'unguided': {'sample.guidance': 1.0},
@@ -111,11 +112,11 @@ class Sampling:
         )
 
 
-def settled():
+def settled(args):
     """The config with the flags in place and, where it has none, a condition and guidance; and the size's name."""
-    config, variant = measure.configured()
-    config.sample.steps = FLAGS.steps or 50
-    config.batch_size = FLAGS.batch or config.sample.num
+    config, variant = measure.configured(args)
+    config.sample.steps = args.steps or 50
+    config.batch_size = args.batch or config.sample.num
     if config.condition.kind == 'none':
         config.condition.kind, config.condition.factor = 'super_resolution', 2
     if config.sample.guidance == 1:
@@ -123,28 +124,21 @@ def settled():
     return config, variant
 
 
-def main():
-    from jit_jax.model.sizes import size
+define_flags = measure.define_flags
 
-    cli.restart_with()
-    measure.define()
-    cli.parse()
-    with cli.one_sentence():
-        config, variant = settled()
-        cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
-        configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
-        s = config.sample
-        conditioning = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
-        print(
-            measure.title(
-                config,
-                variant,
-                f'{config.batch_size} images by {s.steps} {s.sampler} steps, {conditioning}',
-            )
-        )
-        programs = measure.built(configs, Sampling().program)
-    measure.report(programs, FLAGS.rounds)
+
+def main(args):
+    config, variant = settled(args)
+    environment.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
+    configs = measure.rows(config, CHANGES, args.rows, DEFAULT)
+    s = config.sample
+    what = f'{config.batch_size} images by {s.steps} {s.sampler} steps'
+    condition = f'condition {config.condition.kind}, guidance on {tuple(s.interval)}'
+    print(measure.title(args, variant, f'{what}, {condition}'))
+    programs = measure.built(configs, Sampling().program)
+    measure.report(programs, args.rounds)
 
 
 if __name__ == '__main__':
-    main()
+    environment.restart_with_variables()
+    command_line.run(sys.modules[__name__], sys.argv[1:], 'python -m benchmarks.sample')

@@ -1,16 +1,20 @@
-"""How far each solver ends from where many small steps do, from the same noise: python -m benchmarks.solvers --workdir=runs/uncond
+"""How far each solver ends from where many small steps do, from the same noise.
+
+    python -m benchmarks.solvers --workdir=runs/uncond
 
 Rows have the same number of passes of the network, which is what sampling costs. A cell is the median PSNR of the
 images against those of Heun with 200 steps, and is infinite where all pixels are equal.
 """
 
 import dataclasses
+import sys
 
+import jax
 import numpy as np
-from absl import flags
-from absl.flags import FLAGS
 
-from jit_jax.commands import cli
+from jit_jax import trained
+from jit_jax.commands import command_line, environment
+from jit_jax.evaluation import image_scores, preview
 
 FINE = 200  # Heun steps of the images that others are compared to
 STEPS = {
@@ -20,30 +24,27 @@ STEPS = {
 }
 
 
-def main():
-    flags.DEFINE_string('workdir', None, 'A run folder.')
-    flags.DEFINE_integer('num', 64, 'How many images.', lower_bound=1)
-    flags.DEFINE_list(
-        'passes',
-        ['5', '9', '19', '39', '99'],
-        'Passes of the network; odd, so that Heun can have as many.',
+def define_flags(parser):
+    parser.add_argument('--workdir', help='a run folder')
+    parser.add_argument(
+        '--num', type=command_line.whole_number(1), default=64, help='how many images'
     )
-    cli.restart_with()
-    cli.parse()
-    cli.use_cpu_cores(FLAGS.num)
-    with cli.one_sentence():
-        if not FLAGS.workdir:
-            raise ValueError(
-                '--workdir says which run to sample from, for example --workdir=runs/uncond.'
-            )
-        import jax
+    parser.add_argument(
+        '--passes',
+        type=command_line.words,
+        default=['5', '9', '19', '39', '99'],
+        help='passes of the network; odd, so that Heun can have as many',
+    )
 
-        from jit_jax import trained
-        from jit_jax.evaluation import image_scores, preview
 
-        model, params = trained.load(FLAGS.workdir)
-        conditioning, _ = preview.held_out(model.config, FLAGS.num, 0)
-        counts = [int(passes) for passes in FLAGS.passes]
+def main(args):
+    environment.use_cpu_cores(args.num)
+    command_line.required(
+        args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
+    )
+    model, params = trained.load(args.workdir)
+    conditioning, _ = preview.held_out(model.config, args.num, 0)
+    counts = [int(passes) for passes in args.passes]
 
     def draw(sampler, steps):
         settings = dataclasses.replace(model.settings, sampler=sampler, steps=steps)
@@ -51,14 +52,14 @@ def main():
             model,
             params,
             jax.random.key(0),
-            FLAGS.num,
+            args.num,
             **dataclasses.asdict(settings),
             **conditioning,
         )
 
     fine = draw('heun', FINE)
     print(
-        f'PSNR in dB of {FLAGS.num} images of {FLAGS.workdir}, step {model.step}, against heun with {FINE} steps\n'
+        f'PSNR in dB of {args.num} images of {args.workdir}, step {model.step}, against heun with {FINE} steps\n'
     )
     print(f'| passes of the network | {" | ".join(STEPS)} |\n|{"---|" * (len(STEPS) + 1)}')
     for passes in counts:
@@ -70,4 +71,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    environment.restart_with_variables()
+    command_line.run(sys.modules[__name__], sys.argv[1:], 'python -m benchmarks.solvers')

@@ -8,10 +8,11 @@ The step is whole: noise, condition, forward, backward, optimiser, both averages
 goes through all rows, as their parameter tree is the same.
 """
 
-from absl.flags import FLAGS
+import sys
 
 from benchmarks import measure
-from jit_jax.commands import cli
+from jit_jax.commands import command_line, environment
+from jit_jax.model.sizes import size
 
 CHANGES = measure.CHANGES | {
     'keep': {'condition.kind': 'none', 'compute.dead_slots': 'keep'},
@@ -76,25 +77,20 @@ class Training:
         return measure.Program(work, images, run.flops, run.model.dtype.name, **cost)
 
 
-def main():
-    from jit_jax.model.sizes import size
+define_flags = measure.define_flags
 
-    cli.restart_with()
-    measure.define()
-    cli.parse()
-    with cli.one_sentence():
-        config, variant = measure.configured()
-        cli.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
-        configs = measure.rows(config, CHANGES, FLAGS.rows, DEFAULT)
-        steps = FLAGS.steps or 5
-        print(
-            measure.title(
-                config, variant, f'train steps of batch {config.batch_size}, {steps} in a round'
-            )
-        )
-        programs = measure.built(configs, Training(steps).program)
-    measure.report(programs, FLAGS.rounds)
+
+def main(args):
+    config, variant = measure.configured(args)
+    environment.use_cpu_cores(config.batch_size, size(config.model.variant)['width'])
+    configs = measure.rows(config, CHANGES, args.rows, DEFAULT)
+    steps = args.steps or 5
+    what = f'train steps of batch {config.batch_size}, {steps} in a round'
+    print(measure.title(args, variant, what))
+    programs = measure.built(configs, Training(steps).program)
+    measure.report(programs, args.rounds)
 
 
 if __name__ == '__main__':
-    main()
+    environment.restart_with_variables()
+    command_line.run(sys.modules[__name__], sys.argv[1:], 'python -m benchmarks.step')

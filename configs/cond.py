@@ -11,6 +11,16 @@ from ml_collections import ConfigDict
 from jit_jax.configs import uncond
 from jit_jax.diffusion.guidance import GUIDANCE
 
+PRESETS = {  # what each is, in a line
+    'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
+    'folder': 'your own images, twice as large as their condition, --config.data.path=FOLDER',
+    'pairs': 'your own pairs, --config.data.path=FOLDER with target/ and cond/ inside',
+}
+for _name, _what in uncond.PRESETS.items():
+    if _name.startswith('imagenet'):
+        PRESETS[_name] = f'{_what}, with super-resolution as the condition'
+        PRESETS[f'{_name}_class'] = f'{_what}, with class labels'
+
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     name, labelled = preset.removesuffix('_class'), preset.endswith('_class')

@@ -8,16 +8,24 @@ python train.py --config=configs/uncond.py:imagenet256_b16    # the published re
 from ml_collections import ConfigDict
 
 IMAGENET_TRAIN = 1_281_167  # images
+SIZES = 'blhg'
+
+PRESETS = {  # what each is, in a line
+    'digits': 'handwritten digits at 32×32: minutes on a laptop',
+    'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
+}
+PRESETS |= {
+    f'imagenet{side}_{size}{patch}': f'JiT-{size.upper()}/{patch} on ImageNet at {side}×{side}, as published'
+    for side, patch in ((256, 16), (512, 32))
+    for size in SIZES
+}
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
-    presets = {'digits': digits, 'folder': folder}
-    presets |= {
-        f'imagenet{size}_{v}{p}': imagenet for size, p in ((256, 16), (512, 32)) for v in 'blhg'
-    }
-    if preset not in presets:
-        raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(presets)}.')
-    return presets[preset](preset)
+    if preset not in PRESETS:
+        raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+    recipe = {'digits': digits, 'folder': folder}.get(preset, imagenet)
+    return recipe(preset)
 
 
 def imagenet(preset: str) -> ConfigDict:

@@ -19,3 +19,15 @@ def sample(model, params, key, num=16, **kwargs) -> object:
     from jit_jax import trained
 
     return trained.sample(model, params, key, num, **kwargs)
+
+
+def train(config, workdir, *, yes=False, follow=None) -> None:
+    """Trains a config object in a folder, as `jit-jax train` does: starts, or goes on where the folder left off.
+
+    config: what `get_config` of a config file returns, with any of its values changed.
+    yes: start even what would take a CPU days. follow(step) is called after each line of metrics.
+    """
+    from jit_jax import loop
+    from jit_jax.recipe import build
+
+    loop.train(build.run(config), workdir, yes=yes, follow=follow)

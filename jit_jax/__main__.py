@@ -1,7 +1,11 @@
 """`jit-jax COMMAND`, or `python -m jit_jax COMMAND`; without a command, a list of them."""
 
+import difflib
 import importlib
 import sys
+
+import jit_jax
+from jit_jax.commands import environment
 
 COMMANDS = {
     'train': 'pre-train without a condition, or fine-tune with one',
@@ -14,19 +18,50 @@ COMMANDS = {
     'replay': 'find what made the loss of a stopped run not finite',
     'fetch': 'download the Inception weights that FID needs',
 }
-MODULES = {'compile': 'compile_check'}
+MODULES = {'compile': 'compile_check'}  # where a command's name would hide a builtin
 
 
-def main() -> None:
-    """Runs the command that the first word of the command line names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ''
-    if name not in COMMANDS:
-        print('usage: jit-jax COMMAND [--flag=value …]')
-        for command, summary in COMMANDS.items():
-            print(f'  {command:10}{summary}')
-        sys.exit(0 if name in ('', '-h', '--help') else 1)
-    sys.argv = [f'jit-jax {name}', *sys.argv[2:]]
-    importlib.import_module(f'jit_jax.commands.{MODULES.get(name, name)}').main()
+def main(words: list[str] | None = None, program: str = 'jit-jax') -> None:
+    """Runs the command that the first word names. words: those of this process by default.
+
+    Ends the process with exit code 1 after one sentence where the words, or what they name, are wrong.
+    """
+    if words is None:
+        environment.restart_with_variables()
+        words = sys.argv[1:]
+    name, *rest = words or ['--help']
+    if name in ('-h', '--help', 'help'):
+        print(overview())
+    elif name == '--version':
+        print(f'jit_jax {jit_jax.__version__}')
+    elif name in COMMANDS:
+        from jit_jax.commands import command_line
+
+        module = importlib.import_module(f'jit_jax.commands.{MODULES.get(name, name)}')
+        command_line.run(module, rest, f'{program} {name}')
+    else:
+        print(f'error: There is no command {name!r}; {suggestion(name)}', file=sys.stderr)
+        sys.exit(1)
+
+
+def overview() -> str:
+    """Every command with a line."""
+    lines = [f'  {name:10}{summary}' for name, summary in COMMANDS.items()]
+    return '\n'.join(
+        [
+            'usage: jit-jax COMMAND [--flag=value …]',
+            '',
+            *lines,
+            '',
+            'jit-jax COMMAND --help says what a command takes; all begins with: jit-jax train --config=uncond',
+        ]
+    )
+
+
+def suggestion(name: str) -> str:
+    """What to type instead of a command that is not there."""
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    return f'did you mean {near[0]}?' if near else 'jit-jax without a command lists them.'
 
 
 if __name__ == '__main__':

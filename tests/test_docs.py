@@ -1,5 +1,6 @@
 """What the documents say is so: pages made from code, examples that run, commands whose flags exist."""
 
+import importlib
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from shell import ROOT
 
 from configs import cond, uncond
 from jit_jax.__main__ import MODULES
+from jit_jax.commands.command_line import Parser, read_config
 from jit_jax.diffusion import conditions
 from jit_jax.recipe import build
 
@@ -42,11 +44,19 @@ def commands(page):
     ]
 
 
-def module(command) -> str:
-    """The file of a command, by its words."""
+def module(command):
+    """The module of a command, by its words."""
     if command[0] == 'jit-jax':
-        return f'jit_jax/commands/{MODULES.get(command[1], command[1])}.py'
-    return command[2].replace('.', '/') + '.py'
+        return importlib.import_module(f'jit_jax.commands.{MODULES.get(command[1], command[1])}')
+    return importlib.import_module(
+        'jit_jax.commands.train' if command[1] == 'train.py' else command[2]
+    )
+
+
+def flags_of(command) -> list[list[str]]:
+    """[name, value] or [name] of each flag, those of `--config.key=value` left out."""
+    flags = [word.removeprefix('--').split('=', 1) for word in command if word.startswith('--')]
+    return [flag for flag in flags if not flag[0].startswith('config.')]
 
 
 def test_the_configuration_page_is_what_the_configs_say():
@@ -72,30 +82,13 @@ def test_commands_use_flags_that_exist(page):
     found = commands(page)
     assert found or page in ('CONTRIBUTING.md', 'docs/configuration.md')
     for command in found:
-        flags = [word.removeprefix('--').split('=', 1) for word in command if word.startswith('--')]
-        if command[1] == 'train.py':
-            config = None
-            for name, *value in flags:
-                if name == 'config':
-                    path, _, preset = value[0].partition(':')
-                    config = {'configs/uncond.py': uncond, 'configs/cond.py': cond}[
-                        path
-                    ].get_config(*([preset] if preset else []))
-                elif name.startswith('config.'):
-                    build.lookup(
-                        config, name.removeprefix('config.')
-                    )  # raises for a key that is not there
-                else:
-                    assert f"'{name}'" in read('train.py') + read('jit_jax/commands/cli.py'), (
-                        command
-                    )
-        else:
-            text = read(module(command))
-            for name, *_ in flags:
-                if name.startswith('config.'):
-                    build.lookup(uncond.get_config(), name.removeprefix('config.'))
-                else:
-                    assert re.search(rf"(DEFINE_\w+|define_config)\(\s*'{name}'", text), command
+        parser = Parser(module(command), 'x')
+        for name, *_ in flags_of(command):
+            assert f'--{name}' in parser._option_string_actions, command
+        config = dict(flag for flag in flags_of(command) if len(flag) == 2).get('config')
+        keys = [word for word in command if word.startswith('--config.')]
+        if keys:  # raises UserError for a file, a preset or a key that is not there
+            read_config(config or 'uncond', [key for key in keys if not re.search('[$<]', key)])
 
 
 def test_links_lead_somewhere():

@@ -1,12 +1,14 @@
 """Compiles the train step for devices that need not be here, and says whether it fits before anybody queues for them.
 
-    jit-jax compile --config=configs/uncond.py:imagenet256_l16 --topology=v5e:16x16
-    jit-jax compile --config=configs/uncond.py                     # the devices of this machine
-    jit-jax compile --all                                          # every published size on TPU pods
+examples:
+  jit-jax compile --config=uncond:imagenet256_l16 --topology=v5e:16x16
+  jit-jax compile --config=uncond                     # the devices of this machine
+  jit-jax compile --all                               # every published size on TPU pods
 
 A TPU pod needs only `pip install 'jit_jax[tpu]'`, no TPU: libtpu compiles, and refuses what does not fit.
 """
 
+import argparse
 import importlib.util
 import math
 import os
@@ -14,9 +16,7 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from absl import flags
-
-from jit_jax.commands import cli
+from jit_jax.commands import command_line
 
 # Chips by generation: memory in GiB, bfloat16 TFLOP/s, and the links of a chip, both ways, in GB/s (vendor's tables).
 CHIPS = {'v4': (32, 275, 300), 'v5e': (16, 197, 200), 'v5p': (95, 459, 600), 'v6e': (32, 918, 448)}
@@ -299,7 +299,7 @@ def table(run, report: Report) -> str:
 
 def published(topology: str, preset: str) -> tuple:
     """A published recipe on a pod, with as little rematerialisation as fits: (run, report)."""
-    from configs import uncond
+    from jit_jax.configs import uncond
     from jit_jax.model import sharding
     from jit_jax.recipe import build
 
@@ -332,48 +332,43 @@ def line(topology: str, run, report: Report) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def main() -> None:
-    cli.define_config('config', 'A file of configs/, with :preset after the path.')
-    flags.DEFINE_string(
-        'topology',
-        None,
-        'A TPU pod such as v5e:16x16, gpu:8, or nothing: the devices of this machine.',
+def define_flags(parser: command_line.Parser) -> None:
+    parser.define_config('uncond, cond or a file of your own, with :PRESET after it')
+    parser.add_argument(
+        '--topology',
+        help='a TPU pod such as v5e:16x16, or gpu:8; the devices of this machine by default',
     )
-    flags.DEFINE_bool(
-        'all', False, 'Every published size at 256×256 on a pod of each kind, as one table.'
+    parser.add_argument(
+        '--all',
+        action='store_true',
+        help='every published size at 256×256 on a pod of each kind, as one table',
     )
-    cli.parse()
-    config, topology = flags.FLAGS.config, flags.FLAGS.topology
-    with cli.one_sentence():
-        if (topology or '').partition(':')[
-            0
-        ] in CHIPS or flags.FLAGS.all:  # no TPU is here: libtpu must not look for one
-            os.environ.update(WITHOUT_A_TPU)
-        from jit_jax.model import sharding
-        from jit_jax.recipe import build
 
-        if flags.FLAGS.all:
-            print(
-                '| size | pod | mesh | remat | GiB a chip | ms a step at peak | ms of links | days at half of peak |'
-            )
-            print('|---|---|---|---|---|---|---|---|')
-            for variant in 'blhg':
-                for pod in PODS:
-                    print(line(pod, *published(pod, f'imagenet256_{variant}16')), flush=True)
-            return
-        if config is None:
-            raise ValueError(
-                '--config says what to compile, for example --config=configs/uncond.py:imagenet256_l16.'
-            )
-        build.check(config)
-        run = build.programs(config, sharding.make_mesh(config.mesh, devices(topology)))
+
+def main(args: argparse.Namespace) -> None:
+    config, topology = args.config, args.topology
+    if (topology or '').partition(':')[0] in CHIPS or args.all:
+        os.environ.update(WITHOUT_A_TPU)  # no TPU is here: libtpu must not look for one
+    from jit_jax.model import sharding
+    from jit_jax.recipe import build
+
+    if args.all:
+        print(
+            '| size | pod | mesh | remat | GiB a chip | ms a step at peak | ms of links | days at half of peak |'
+        )
+        print('|---|---|---|---|---|---|---|---|')
+        for variant in 'blhg':
+            for pod in PODS:
+                print(line(pod, *published(pod, f'imagenet256_{variant}16')), flush=True)
+        return
+    command_line.required(
+        args, 'config', 'says what to compile, for example --config=uncond:imagenet256_l16.'
+    )
+    build.check(config)
+    run = build.programs(config, sharding.make_mesh(config.mesh, devices(topology)))
     print(
         f'Compiling for {topology or "the devices of this machine"}: a minute or two …', flush=True
     )
     report = compile_step(run)
     print(table(run, report))
     raise SystemExit(1 if report.problem else 0)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,12 +1,22 @@
-"""Official PyTorch weights to a run folder, or back."""
+"""Converts official PyTorch weights to a run folder, or a run folder back.
+
+examples:
+  jit-jax convert checkpoint-last.pth runs/official
+  jit-jax convert runs/official back.pth
+"""
 
 import argparse
 import dataclasses
 from pathlib import Path
 
+from jit_jax.commands import command_line
 from jit_jax.diffusion.guidance import GUIDANCE
 from jit_jax.diffusion.objective import Diffusion
+from jit_jax.errors import UserError
 from jit_jax.model.official import from_official, load_official, save_official
+from jit_jax.training import checkpoint
+
+PUBLISHED_DECAYS = [0.9999, 0.9996]  # of the averages that official files hold
 
 
 def _run_config(architecture: dict, decays: list[float]) -> dict:
@@ -22,22 +32,14 @@ def _run_config(architecture: dict, decays: list[float]) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    from jit_jax.commands import (
-        cli,
-    )  # only the command needs run folders; the functions above stay below that layer
-    from jit_jax.training import checkpoint
-
-    parser = argparse.ArgumentParser(
-        prog='jit-jax convert', description='Official weights to a run folder, or back.'
-    )
+def define_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
         'source', type=Path, help='an official .pth or .safetensors, or a run folder'
     )
     parser.add_argument('destination', type=Path, help='the run folder, or the .pth, to write')
     parser.add_argument(
         '--class_start',
-        type=int,
+        type=command_line.whole_number(0),
         help='the block where class tokens enter, where the size is not a published one',
     )
     parser.add_argument(
@@ -46,31 +48,34 @@ def main(argv: list[str] | None = None) -> None:
         default='fresh',
         help="the condition's embedding: fresh, or the target's",
     )
-    args = parser.parse_args(argv)
-    with cli.one_sentence():
-        if args.destination.exists():
-            raise ValueError(
-                f'{args.destination} exists and is not overwritten; name another destination.'
-            )
-        if args.source.is_dir():
-            if args.destination.suffix != '.pth':
-                raise ValueError(f'A run folder becomes a .pth; got {args.destination}.')
-            config, params, _ = checkpoint.read_weights(args.source, 'params')
-            ema = {
-                w: checkpoint.read_weights(args.source, w)[1]
-                for w in ['ema1', 'ema2'][: len(config['ema']['decays'])]
-            }
-            save_official(args.destination, config['model'], params, ema)
-        else:
-            trees = {}
-            for which, state in load_official(args.source).items():
-                architecture, trees[which] = from_official(
-                    state, class_start=args.class_start, cond=args.cond
-                )
-            config = _run_config(architecture, [0.9999, 0.9996][: len(trees) - 1])
-            checkpoint.write_weights(args.destination, config, trees.pop('params'), trees, step=0)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.destination.exists():
+        raise UserError(
+            f'{args.destination} exists and is not overwritten; name another destination.'
+        )
+    if args.source.is_dir():
+        to_pth(args.source, args.destination)
+    else:
+        to_run_folder(args.source, args.destination, args.class_start, args.cond)
     print(f'{args.source} → {args.destination}')
 
 
-if __name__ == '__main__':
-    main()
+def to_run_folder(source: Path, destination: Path, class_start: int | None, cond: str) -> None:
+    """Official weights → a run folder without an optimiser. Raises UserError for what they are not."""
+    trees = {}
+    for which, state in load_official(source).items():
+        architecture, trees[which] = from_official(state, class_start=class_start, cond=cond)
+    config = _run_config(architecture, PUBLISHED_DECAYS[: len(trees) - 1])
+    checkpoint.write_weights(destination, config, trees.pop('params'), trees, step=0)
+
+
+def to_pth(source: Path, destination: Path) -> None:
+    """A run folder → an official .pth of its weights and its first two averages."""
+    if destination.suffix != '.pth':
+        raise UserError(f'A run folder becomes a .pth; got {destination}.')
+    config, params, _ = checkpoint.read_weights(source, 'params')
+    names = ['ema1', 'ema2'][: len(config['ema']['decays'])]
+    averages = {name: checkpoint.read_weights(source, name)[1] for name in names}
+    save_official(destination, config['model'], params, averages)

@@ -1,13 +1,18 @@
 """Measures a trained run and writes `evaluation.json` beside it; see docs/evaluation.md.
 
-    jit-jax evaluate --workdir=runs/uncond                       # a small classifier's eye, offline
-    jit-jax evaluate --workdir=runs/cond                         # PSNR and SSIM, with and without guidance
-    jit-jax evaluate --workdir=runs/official --num=50000 --metrics=fid,is --inception=inception.pth --reference=stats.npz
-    jit-jax evaluate --workdir=runs/class --sweep="ema=ema1,ema2 guidance=1.0:4.0:0.1" --num=8000 --final_num=50000
+examples:
+  jit-jax evaluate --workdir=runs/uncond       # a small classifier, offline
+  jit-jax evaluate --workdir=runs/cond         # PSNR and SSIM, with and without guidance
+  jit-jax evaluate --workdir=runs/official --num=50000 \\
+      --metrics=fid,is --inception=inception.pth --reference=stats.npz
+  jit-jax evaluate --workdir=runs/class --num=8000 --final_num=50000 \\
+      --sweep ema=ema1,ema2 guidance=1.0:4.0:0.1
 
-Generated images are kept in `<workdir>/evaluation/`, so a stopped evaluation goes on where it was. On several hosts, run it on each.
+Generated images are kept in `<workdir>/evaluation/`, so a stopped evaluation goes on where it was.
+On several hosts, run it on each.
 """
 
+import argparse
 import dataclasses
 import functools
 import hashlib
@@ -15,47 +20,11 @@ import itertools
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
-from absl import flags
 
-from jit_jax.commands import cli
+from jit_jax.commands import command_line, environment
 from jit_jax.output.files import write_whole
-
-WORKDIR = flags.DEFINE_string('workdir', None, 'A run folder.')
-METRICS = flags.DEFINE_list(
-    'metrics',
-    None,
-    'Some of classifier, fid, is, kid, precision_recall, truth, denoising; by default what the files at hand allow.',
-)
-NUM = flags.DEFINE_integer('num', 256, 'How many images.', lower_bound=2)
-BATCH = flags.DEFINE_integer('batch', 64, 'How many at a time, over all devices.', lower_bound=1)
-SEED = flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.', lower_bound=0)
-STEPS = flags.DEFINE_integer(
-    'steps', None, "Sampler steps; the run's own by default.", lower_bound=1
-)
-GUIDANCE = flags.DEFINE_float(
-    'guidance', None, "Classifier-free guidance; the run's own by default."
-)
-EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
-INCEPTION = flags.DEFINE_string('inception', '', 'Weights of the FID Inception; see jit-jax fetch.')
-REFERENCE = flags.DEFINE_string(
-    'reference',
-    '',
-    "An .npz (mu and sigma, or arr_0), a folder of images or a split; the run's training images by default.",
-)
-LPIPS = flags.DEFINE_string(
-    'lpips', '', 'Weights of LPIPS (AlexNet, 0.1), .pth or .npz; adds it to PSNR and SSIM.'
-)
-SWEEP = flags.DEFINE_string(
-    'sweep',
-    None,
-    'One or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric.',
-)
-FINAL_NUM = flags.DEFINE_integer(
-    'final_num', None, 'After --sweep, measure its best cell with so many images.', lower_bound=2
-)
 
 GUIDED = 1.5  # beside a run that samples without guidance, the guidance that PSNR and SSIM are shown with
 SCORES = {
@@ -66,15 +35,6 @@ SCORES = {
     'truth': ('psnr', max),
     'precision_recall': ('precision', max),
 }
-
-
-def glued(argv: list[str]) -> list[str]:
-    """`--sweep a=1,2 b=3:4:1` as one argument, as it would be in quotes."""
-    if '--sweep' not in argv:
-        return argv
-    at = argv.index('--sweep')
-    end = next((i for i in range(at + 1, len(argv)) if argv[i].startswith('-')), len(argv))
-    return [*argv[:at], '--sweep=' + ' '.join(argv[at + 1 : end]), *argv[end:]]
 
 
 def sampler(name: str) -> str:
@@ -117,7 +77,8 @@ def sweep_axes(text: str, conditional: bool) -> dict[str, list]:
 class Command:
     """One evaluation of a run: measures cells of (weights, settings, number) and keeps the numbers in evaluation.json."""
 
-    def __init__(self):
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
         import jax
 
         from jit_jax import trained
@@ -127,29 +88,34 @@ class Command:
 
         @functools.lru_cache(1)
         def weights(ema):
-            model, params = trained.load(WORKDIR.value, ema)
+            model, params = trained.load(self.args.workdir, ema)
             return model, jax.device_put(params, sharding.replicated(self.mesh))
 
         self.mesh, self.weights = sharding.make_mesh((-1, 1, 1)), weights
-        self.model, _ = weights(EMA.value)
+        self.model, _ = weights(self.args.ema)
         config, known = self.model.config, 'data' in self.model.config
-        names = METRICS.value or measure.measurable(config, INCEPTION.value) + ['denoising'] * known
-        self.names = measure.check(config, names, INCEPTION.value, REFERENCE.value)
+        names = (
+            self.args.metrics
+            or measure.measurable(config, self.args.inception) + ['denoising'] * known
+        )
+        self.names = measure.check(config, names, self.args.inception, self.args.reference)
         self.train, self.test = (
             build.source(config, split) if known else None for split in ('train', 'test')
         )
         chosen = {
-            name: flag.value
-            for name, flag in (('steps', STEPS), ('guidance', GUIDANCE))
-            if flag.value is not None
+            name: getattr(args, name)
+            for name in ('steps', 'guidance')
+            if getattr(args, name) is not None
         }
         self.settings = dataclasses.replace(self.model.settings, **chosen)
         self.path, self.folder = (
-            os.path.join(WORKDIR.value, name) for name in ('evaluation.json', 'evaluation')
+            os.path.join(self.args.workdir, name) for name in ('evaluation.json', 'evaluation')
         )
         self.known = json.load(open(self.path)) if os.path.exists(self.path) else {}
         self.axes = (
-            sweep_axes(SWEEP.value, config['condition']['kind'] != 'none') if SWEEP.value else {}
+            sweep_axes(' '.join(self.args.sweep), config['condition']['kind'] != 'none')
+            if self.args.sweep
+            else {}
         )
         self.first = next((name for name in self.names if name in SCORES), None)
         if self.axes and not self.first:
@@ -157,21 +123,21 @@ class Command:
                 f'--sweep compares generated images; --metrics names one of {", ".join(SCORES)} first.'
             )
         self.alone = jax.process_index() == 0  # speaks and writes
-        self.measure = self.measures(NUM.value, [self.first] if self.axes else self.names)
+        self.measure = self.measures(self.args.num, [self.first] if self.axes else self.names)
 
     def measures(self, num: int, names: list[str]) -> object:
         from jit_jax.evaluation import measure
 
         files = {
-            'inception': INCEPTION.value,
-            'reference': REFERENCE.value,
-            'lpips': LPIPS.value,
+            'inception': self.args.inception,
+            'reference': self.args.reference,
+            'lpips': self.args.lpips,
             'cache': self.folder,
         }
         how = {
             'num': num,
-            'batch': BATCH.value,
-            'seed': SEED.value,
+            'batch': self.args.batch,
+            'seed': self.args.seed,
             'train': self.train,
             'test': self.test,
         }
@@ -186,7 +152,7 @@ class Command:
         what = {
             'step': self.model.step,
             'ema': ema,
-            'seed': SEED.value,
+            'seed': self.args.seed,
             'settings': dataclasses.asdict(settings),
         }
         return os.path.join(self.folder, tag(what))
@@ -196,15 +162,15 @@ class Command:
         what = {
             'step': self.model.step,
             'ema': ema,
-            'seed': SEED.value,
+            'seed': self.args.seed,
             'num': measure.num,
             'settings': dataclasses.asdict(settings),
         }
         what |= {
             'metrics': measure.names,
-            'inception': INCEPTION.value,
-            'reference': REFERENCE.value,
-            'lpips': LPIPS.value,
+            'inception': self.args.inception,
+            'reference': self.args.reference,
+            'lpips': self.args.lpips,
         }
         key = tag(what)
         if self.axes and key in self.known:
@@ -238,7 +204,7 @@ class Command:
     def denoising(self, num: int, params) -> dict:
         from jit_jax.evaluation import measure
 
-        how = {'num': num, 'batch': BATCH.value, 'seed': SEED.value}
+        how = {'num': num, 'batch': self.args.batch, 'seed': self.args.seed}
         return measure.Denoising(self.model, self.mesh, self.test, **how)(params)
 
     def sweep(self) -> tuple:
@@ -250,7 +216,7 @@ class Command:
         names, values, best = list(self.axes), {}, None
         for point in itertools.product(*self.axes.values()):
             change = dict(zip(names, point))
-            ema = change.pop('ema', EMA.value)
+            ema = change.pop('ema', self.args.ema)
             cell = (ema, dataclasses.replace(self.settings, **change))
             values[cell] = self.cell(self.measure, *cell)[score]
             self.say(
@@ -265,7 +231,7 @@ class Command:
         rows, columns = ([''], *self.axes.values()) if len(names) == 1 else self.axes.values()
         table = np.reshape(list(values.values()), (len(rows), len(columns)))
         at = np.unravel_index(list(values).index(best), table.shape)
-        title = f'{score} of {NUM.value} images: {" by ".join(names)}'
+        title = f'{score} of {self.args.num} images: {" by ".join(names)}'
         path = os.path.join(self.folder, f'sweep-{"-".join(names)}-{score}.png')
         if self.alone:
             save_png(
@@ -280,19 +246,19 @@ class Command:
         return best
 
     def run(self) -> None:
-        ema, settings, measure = EMA.value, self.settings, self.measure
+        ema, settings, measure = self.args.ema, self.settings, self.measure
         if self.axes:
             ema, settings = self.sweep()
             self.axes = {}
-            if not FINAL_NUM.value:
+            if not self.args.final_num:
                 return
-            measure = self.measures(FINAL_NUM.value, self.names)
+            measure = self.measures(self.args.final_num, self.names)
         found = self.cell(measure, ema, settings)
         numbers = {name: value for name, value in found.items() if isinstance(value, float)}
         for name, value in numbers.items():
             self.say(f'{name:28} {value:.4f}')
         cells = {
-            'run': WORKDIR.value,
+            'run': self.args.workdir,
             'step': self.model.step,
             'ema': ema or 'ema1',
             'images': measure.num,
@@ -306,19 +272,59 @@ def tag(what: dict) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def main() -> None:
-    cli.restart_with()
-    cli.parse(glued(sys.argv))
-    cli.use_cpu_cores(BATCH.value)
-    with cli.one_sentence():
-        if not WORKDIR.value:
-            raise ValueError(
-                '--workdir says which run to measure, for example --workdir=runs/uncond.'
-            )
-        cli.join_processes()
-        command = Command()
-    command.run()
+def define_flags(parser: command_line.Parser) -> None:
+    count = command_line.whole_number(1)
+    add = parser.add_argument
+    add('--workdir', help='a run folder')
+    add(
+        '--metrics',
+        type=command_line.words,
+        help='some of classifier, fid, is, kid, precision_recall, truth, denoising; by default what the files at hand allow',
+    )
+    add('--num', type=command_line.whole_number(2), default=256, help='how many images')
+    add('--batch', type=count, default=64, help='how many at a time, over all devices')
+    add(
+        '--seed',
+        type=command_line.whole_number(0),
+        default=0,
+        help='image i depends on the seed and on i alone',
+    )
+    add('--steps', type=count, help="sampler steps; the run's own by default")
+    add(
+        '--guidance',
+        type=command_line.finite_number,
+        help="classifier-free guidance; the run's own by default",
+    )
+    add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
+    add('--inception', default='', help='weights of the FID Inception; see jit-jax fetch')
+    add(
+        '--reference',
+        default='',
+        help="an .npz (mu and sigma, or arr_0), a folder of images or a split; the run's training images by default",
+    )
+    add(
+        '--lpips',
+        default='',
+        help='weights of LPIPS (AlexNet, 0.1), .pth or .npz; adds it to PSNR and SSIM',
+    )
+    add(
+        '--sweep',
+        nargs='+',
+        metavar='NAME=VALUES',
+        help='one or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric',
+    )
+    add(
+        '--final_num',
+        type=command_line.whole_number(2),
+        help='after --sweep, measure its best cell with so many images',
+    )
+    environment.define_flags(parser)
 
 
-if __name__ == '__main__':
-    main()
+def main(args: argparse.Namespace) -> None:
+    environment.use_cpu_cores(args.batch)
+    command_line.required(
+        args, 'workdir', 'says which run to measure, for example --workdir=runs/uncond.'
+    )
+    environment.join_processes(args)
+    Command(args).run()

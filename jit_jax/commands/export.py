@@ -1,17 +1,18 @@
-"""A run's weights without its optimiser, small enough to mail:
+"""Writes a run's weights without its optimiser, small enough to mail.
 
-jit-jax export --workdir=runs/uncond --out=uncond.safetensors    # or --out=a/folder, for Orbax
+examples:
+  jit-jax export --workdir=runs/uncond --out=uncond.safetensors
+  jit-jax export --workdir=runs/uncond --ema=params --out=a/folder    # for Orbax
 """
 
+import argparse
 import json
-import os
 
 import numpy as np
-from absl import flags
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from jit_jax.commands import cli
+from jit_jax.commands import command_line
 from jit_jax.training.checkpoint import PARTIAL, read_weights, write_weights
 from jit_jax.training.manifest import UNSIGNED, sign
 
@@ -55,17 +56,13 @@ def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: in
     partial.replace(path)
 
 
-def main() -> None:
-    flags.DEFINE_string('workdir', None, 'Folder of the run to export.')
-    flags.DEFINE_string('ema', 'ema1', 'Which of its weights: params, ema1 or ema2.')
-    flags.DEFINE_string('out', None, 'A .safetensors file or a folder.')
-    cli.parse()
-    with cli.one_sentence():
-        for name in ('workdir', 'out'):
-            if not flags.FLAGS[name].value:
-                raise ValueError(f'--{name} is missing: {flags.FLAGS[name].help}')
-        print(export(flags.FLAGS.workdir, flags.FLAGS.ema, os.fspath(flags.FLAGS.out)))
+def define_flags(parser: command_line.Parser) -> None:
+    parser.add_argument('--workdir', help='the run folder to export')
+    parser.add_argument('--ema', default='ema1', help='which of its weights: params, ema1, ema2 …')
+    parser.add_argument('--out', help='a .safetensors file, or a folder to make')
 
 
-if __name__ == '__main__':
-    main()
+def main(args: argparse.Namespace) -> None:
+    command_line.required(args, 'workdir', 'says which run to export, as --workdir=runs/uncond.')
+    command_line.required(args, 'out', 'says where to: a .safetensors file or a folder to make.')
+    print(export(args.workdir, args.ema, args.out))

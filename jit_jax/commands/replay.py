@@ -1,22 +1,32 @@
 """Repeats the step at which a run stopped because its loss was not finite, and says what made the first NaN or infinity.
 
-    jit-jax replay --bundle=runs/uncond/nan-1234.npz
+examples:
+  jit-jax replay --bundle=runs/uncond/nan-1234.npz
 
 A stopped run leaves the bundle: the step's batch, its number, the seed and the last good checkpoint. The steps from there are
 trained again, which gives the same parameters; then the step is computed one operation at a time.
 """
 
+import argparse
 import io
 import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
+from jax.extend.core import Literal
+from jax.extend.source_info_util import summarize
+from ml_collections import ConfigDict
 
-from jit_jax.commands import cli
-
-BUNDLE = flags.DEFINE_string('bundle', None, 'The nan-<step>.npz of a stopped run.')
+from jit_jax import loop
+from jit_jax.commands import command_line, environment
+from jit_jax.model import sizes
+from jit_jax.model.sharding import to_device
+from jit_jax.recipe import build
+from jit_jax.training import checkpoint
+from jit_jax.training.step import batch_loss, draw
 
 
 def broken(x) -> bool:
@@ -27,10 +37,6 @@ def broken(x) -> bool:
 
 def first_broken(f, *args) -> str | None:
     """Where f(*args), computed one operation at a time, makes its first NaN or infinity: operation, part of the model, line; or None."""
-    import jax
-    import jax.numpy as jnp
-    from jax.extend.core import Literal
-    from jax.extend.source_info_util import summarize
 
     def walk(closed, args):
         jaxpr = closed.jaxpr
@@ -57,42 +63,32 @@ def first_broken(f, *args) -> str | None:
     return walk(jax.make_jaxpr(f)(*args), jax.tree.leaves(args))[0]
 
 
-def main() -> None:
-    cli.restart_with()
-    cli.parse()
-    import jax
-    from ml_collections import ConfigDict
+def define_flags(parser: command_line.Parser) -> None:
+    parser.add_argument('--bundle', help='the nan-<step>.npz of a stopped run')
 
-    from jit_jax import loop
-    from jit_jax.model import sizes
-    from jit_jax.model.sharding import to_device
-    from jit_jax.recipe import build
-    from jit_jax.training import checkpoint
-    from jit_jax.training.step import batch_loss, draw
 
-    with cli.one_sentence():
-        if not BUNDLE.value:
-            raise ValueError(
-                '--bundle names the nan-<step>.npz that a stopped run has left in its folder.'
-            )
-        bundle, workdir = (
-            np.load(io.BytesIO(epath.Path(BUNDLE.value).read_bytes())),
-            os.path.dirname(BUNDLE.value) or '.',
+def main(args: argparse.Namespace) -> None:
+    command_line.required(
+        args, 'bundle', 'names the nan-<step>.npz that a stopped run has left in its folder.'
+    )
+    bundle, workdir = (
+        np.load(io.BytesIO(epath.Path(args.bundle).read_bytes())),
+        os.path.dirname(args.bundle) or '.',
+    )
+    step, good = int(bundle['step']), int(bundle['checkpoint'])
+    stored = json.loads((epath.Path(workdir) / 'config.json').read_text())
+    config = ConfigDict({name: value for name, value in stored.items() if name != 'classes'})
+    environment.use_cpu_cores(config.batch_size, sizes.size(config.model.variant)['width'])
+    run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
+    state = (
+        checkpoints.restore(good, run.like)
+        if good
+        else loop.starting_state(run, workdir, checkpoints)[0]
+    )
+    if int(state.step) != good:
+        raise ValueError(
+            f'{workdir} has gone on since: the bundle starts from step {good} and needs a folder without checkpoints.'
         )
-        step, good = int(bundle['step']), int(bundle['checkpoint'])
-        stored = json.loads((epath.Path(workdir) / 'config.json').read_text())
-        config = ConfigDict({name: value for name, value in stored.items() if name != 'classes'})
-        cli.use_cpu_cores(config.batch_size, sizes.size(config.model.variant)['width'])
-        run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
-        state = (
-            checkpoints.restore(good, run.like)
-            if good
-            else loop.starting_state(run, workdir, checkpoints)[0]
-        )
-        if int(state.step) != good:
-            raise ValueError(
-                f'{workdir} has gone on since: the bundle starts from step {good} and needs a folder without checkpoints.'
-            )
     key, batches = jax.random.key(int(bundle['seed'])), loop.open_batches(run, good)
     for _ in range(good + 1, step):
         state, _ = run.step(state, to_device(next(batches), run.mesh), key)
@@ -127,7 +123,3 @@ def main() -> None:
         if found
         else f'Step {step} is finite when repeated: suspect the device.'
     )
-
-
-if __name__ == '__main__':
-    main()

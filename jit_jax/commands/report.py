@@ -1,34 +1,32 @@
-"""Draws a run on one page."""
+"""Draws a run on one page.
 
+examples:
+  jit-jax report --workdir=runs/uncond
+"""
+
+import argparse
 import json
 
 from etils import epath
 
 from jit_jax import data
+from jit_jax.commands import command_line
 from jit_jax.evaluation.page import write
 from jit_jax.recipe import build
 
 
-def main() -> None:
-    from absl import flags
-
-    from jit_jax.commands import cli
-
-    workdir = flags.DEFINE_string('workdir', None, 'A run folder.')
-    cli.parse()
-    with cli.one_sentence():
-        if not workdir.value:
-            raise ValueError(
-                '--workdir says which run to report, for example --workdir=runs/uncond.'
-            )
-        config = json.loads((epath.Path(workdir.value) / 'config.json').read_text())
-        sources = []
-        try:
-            sources = [build.source(config, split) for split in ('train', 'test')]
-        except data.DataError as problem:
-            print(f'Without its images: {problem}')
-        print(write(workdir.value, config, *sources))
+def define_flags(parser: command_line.Parser) -> None:
+    parser.add_argument('--workdir', help='a run folder')
 
 
-if __name__ == '__main__':
-    main()
+def main(args: argparse.Namespace) -> None:
+    command_line.required(
+        args, 'workdir', 'says which run to report, for example --workdir=runs/uncond.'
+    )
+    config = json.loads((epath.Path(args.workdir) / 'config.json').read_text())
+    sources = []
+    try:
+        sources = [build.source(config, split) for split in ('train', 'test')]
+    except data.DataError as problem:
+        print(f'Without its images: {problem}')
+    print(write(args.workdir, config, *sources))

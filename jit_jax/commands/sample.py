@@ -1,52 +1,63 @@
 """Draws images from a trained run.
 
-    jit-jax sample --workdir=runs/uncond --num=64 --out=samples.png
-    jit-jax sample --workdir=runs/cond --num=16 --out=cond.png         # condition | result | truth
-    jit-jax sample --workdir=runs/cond --cond=photo.png --out=out.png  # transparent patches are filled in
-    jit-jax sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
-    jit-jax sample --workdir=runs/uncond --trajectory=10 --out=way.png  # one image on its way from noise
+examples:
+  jit-jax sample --workdir=runs/uncond --num=64 --out=samples.png
+  jit-jax sample --workdir=runs/cond --num=16 --out=cond.png         # condition | result | truth
+  jit-jax sample --workdir=runs/cond --cond=photo.png --out=out.png  # fills in transparent patches
+  jit-jax sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
+  jit-jax sample --workdir=runs/uncond --trajectory=10 --out=path.png   # one image, from noise
 
-`--out` ending in .png is a grid; .npz holds uint8 `arr_0` [N, H, W, C], as the evaluator of ADM reads it; a folder, one file an image.
+`--out` ending in .png is a grid; .npz holds uint8 `arr_0` [N, H, W, C], as ADM's evaluator reads
+it; a folder gets one file an image.
 """
 
+import argparse
 import os
 
+import jax
 import numpy as np
-from absl import flags
 
-from jit_jax.commands import cli
+from jit_jax import trained
+from jit_jax.commands import command_line, environment
+from jit_jax.diffusion.samplers import SAMPLERS
+from jit_jax.evaluation import preview
+from jit_jax.output.images import save_png
 
-WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'A run folder, a step folder, or an exported or converted checkpoint.'
-)
-OUT = flags.DEFINE_string(
-    'out',
-    'samples.png',
-    'Where the images go: .png (a grid), .npz (arr_0) or folder/ (one .png each).',
-)
-NUM = flags.DEFINE_integer('num', 16, 'How many images.', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch', 64, 'How many at a time.', lower_bound=1)
-SEED = flags.DEFINE_integer('seed', 0, 'Image i depends on the seed and i alone.', lower_bound=0)
-STEPS = flags.DEFINE_integer(
-    'steps', None, "Sampler steps; the run's own by default.", lower_bound=1
-)
-SAMPLER = flags.DEFINE_enum(
-    'sampler', None, ['heun', 'euler', 'multistep'], "The run's own by default."
-)
-GUIDANCE = flags.DEFINE_float(
-    'guidance', None, "Classifier-free guidance; 1 is none; the run's own by default."
-)
-LABEL = flags.DEFINE_list('label', None, 'Classes by number or name, taken in turn.')
-COND = flags.DEFINE_list(
-    'cond', None, 'Condition images, taken in turn; transparent patches count as missing.'
-)
-EMA = flags.DEFINE_string('ema', None, 'Which weights: params, ema1, ema2; ema1 by default.')
-TRAJECTORY = flags.DEFINE_integer(
-    'trajectory',
-    None,
-    'Draw one image at so many times on its way: z_t above, x̂ below.',
-    lower_bound=2,
-)
+
+def define_flags(parser: command_line.Parser) -> None:
+    count = command_line.whole_number(1)
+    add = parser.add_argument
+    add('--workdir', help='a run folder, a step folder, or an exported or converted checkpoint')
+    add('--out', default='samples.png', help='.png (a grid), .npz (arr_0) or folder/ (a .png each)')
+    add('--num', type=count, default=16, help='how many images')
+    add('--batch', type=count, default=64, help='how many at a time')
+    add(
+        '--seed',
+        type=command_line.whole_number(0),
+        default=0,
+        help='image i depends on the seed and on i alone',
+    )
+    add('--steps', type=count, help="sampler steps; the run's own by default")
+    add('--sampler', choices=sorted(SAMPLERS), help="the run's own by default")
+    add(
+        '--guidance',
+        type=command_line.finite_number,
+        help="classifier-free guidance, 1 is none; the run's own by default",
+    )
+    add('--label', type=command_line.words, help='classes by number or name, taken in turn')
+    add(
+        '--cond',
+        type=command_line.words,
+        help='condition images, taken in turn; transparent patches count as missing',
+    )
+    add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
+    add(
+        '--trajectory',
+        type=command_line.whole_number(2),
+        metavar='TIMES',
+        help='draw one image at so many times on its way: z_t above, x̂ below',
+    )
+    environment.define_flags(parser)
 
 
 def load_condition(paths, num: int, net) -> dict:
@@ -86,75 +97,61 @@ def load_labels(names, num: int, model) -> np.ndarray:
     return np.resize(np.asarray(numbers, np.int32), num)
 
 
-def main() -> None:
-    cli.restart_with()
-    cli.parse()
-    import jax
-
-    from jit_jax import trained
-    from jit_jax.evaluation import preview
-    from jit_jax.output.images import save_png
-
-    cli.use_cpu_cores(BATCH.value)
-    with cli.one_sentence():
-        if not WORKDIR.value:
-            raise ValueError(
-                '--workdir says which run to sample from, for example --workdir=runs/uncond.'
-            )
-        kind = (
-            'folder'
-            if OUT.value.endswith(os.sep) or os.path.isdir(OUT.value)
-            else os.path.splitext(OUT.value)[1]
+def main(args: argparse.Namespace) -> None:
+    environment.use_cpu_cores(args.batch)
+    command_line.required(
+        args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
+    )
+    kind = (
+        'folder'
+        if args.out.endswith(os.sep) or os.path.isdir(args.out)
+        else os.path.splitext(args.out)[1]
+    )
+    if kind not in ('.png', '.npz', 'folder') or (args.trajectory and kind != '.png'):
+        raise ValueError(
+            f'--out must end in .png, or without --trajectory in .npz or / for a folder; got {args.out}.'
         )
-        if kind not in ('.png', '.npz', 'folder') or (TRAJECTORY.value and kind != '.png'):
-            raise ValueError(
-                f'--out must end in .png, or without --trajectory in .npz or / for a folder; got {OUT.value}.'
-            )
-        cli.join_processes()
-        model, params = trained.load(WORKDIR.value, EMA.value)
-        conditioning, truth = {}, None
-        if COND.value:
-            conditioning |= load_condition(COND.value, NUM.value, model.net)
-        if LABEL.value:
-            conditioning['label'] = load_labels(LABEL.value, NUM.value, model)
-        if not conditioning and model.config['condition']['kind'] == 'class':
-            conditioning['label'] = np.arange(NUM.value, dtype=np.int32) % model.net.num_classes
-        elif not conditioning:
-            conditioning, truth = preview.held_out(model.config, NUM.value, SEED.value)
-    chosen = {'steps': STEPS.value, 'sampler': SAMPLER.value, 'guidance': GUIDANCE.value}
+    environment.join_processes(args)
+    model, params = trained.load(args.workdir, args.ema)
+    conditioning, truth = {}, None
+    if args.cond:
+        conditioning |= load_condition(args.cond, args.num, model.net)
+    if args.label:
+        conditioning['label'] = load_labels(args.label, args.num, model)
+    if not conditioning and model.config['condition']['kind'] == 'class':
+        conditioning['label'] = np.arange(args.num, dtype=np.int32) % model.net.num_classes
+    elif not conditioning:
+        conditioning, truth = preview.held_out(model.config, args.num, args.seed)
+    chosen = {'steps': args.steps, 'sampler': args.sampler, 'guidance': args.guidance}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    key, classes = jax.random.key(SEED.value), model.config.get('classes', [])
-    if TRAJECTORY.value:
+    key, classes = jax.random.key(args.seed), model.config.get('classes', [])
+    if args.trajectory:
         path = trained.trajectory(
             model, params, key, **{name: rows[:1] for name, rows in conditioning.items()}, **chosen
         )
-        save_png(OUT.value, preview.strip(path, TRAJECTORY.value))
-        return print(f'Image 0 of step {model.step}, from t=0 to t=1, in {OUT.value}')
+        save_png(args.out, preview.strip(path, args.trajectory))
+        return print(f'Image 0 of step {model.step}, from t=0 to t=1, in {args.out}')
     images = []
-    for start in range(0, NUM.value, BATCH.value):
+    for start in range(0, args.num, args.batch):
         rows = np.arange(
-            start, start + min(BATCH.value, NUM.value)
+            start, start + min(args.batch, args.num)
         )  # always as many: one program serves all
-        part = {name: v[rows % NUM.value] for name, v in conditioning.items()}
+        part = {name: v[rows % args.num] for name, v in conditioning.items()}
         batch = trained.sample(
-            model, params, key, len(rows), start=start, batch_size=BATCH.value, **part, **chosen
-        )[: NUM.value - start]
+            model, params, key, len(rows), start=start, batch_size=args.batch, **part, **chosen
+        )[: args.num - start]
         if kind == 'folder':  # written at once: memory does not grow with the number of images
             for i, image in zip(rows, batch if jax.process_index() == 0 else ()):
-                save_png(os.path.join(OUT.value, f'{i:06d}.png'), image.squeeze())
+                save_png(os.path.join(args.out, f'{i:06d}.png'), image.squeeze())
         else:
             images.append(batch)
     if jax.process_index():
         return  # all of them draw, the first one writes
     if kind == '.npz':
-        np.savez(OUT.value, arr_0=np.concatenate(images))
+        np.savez(args.out, arr_0=np.concatenate(images))
     elif kind == '.png':
         save_png(
-            OUT.value,
+            args.out,
             preview.sheet(np.concatenate(images), conditioning, truth, model.net, classes),
         )
-    print(f'{NUM.value} images of step {model.step} in {OUT.value}')
-
-
-if __name__ == '__main__':
-    main()
+    print(f'{args.num} images of step {model.step} in {args.out}')

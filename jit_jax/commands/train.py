@@ -1,40 +1,55 @@
-"""Trains a JiT: configs/uncond.py pre-trains without a condition, configs/cond.py fine-tunes with one.
+"""Trains a JiT: `uncond` pre-trains without a condition, `cond` fine-tunes with one.
 
-    python train.py --config=configs/uncond.py [--workdir=runs/uncond] [--config.batch_size=16 …]
+examples:
+  python train.py --config=configs/uncond.py                        # in a clone: digits, in minutes on a laptop
+  jit-jax train --config=uncond:folder --config.data.path=photos    # anywhere
+  jit-jax train --config=cond --config.init_from=runs/uncond        # fine-tunes that run
+  jit-jax train --list                                              # all presets
 
 The same command goes on where a stopped run was. On several hosts, run it on each.
 """
 
+import argparse
 import os
 
-from absl import flags
-
-from jit_jax.commands import cli
-
-WORKDIR = flags.DEFINE_string('workdir', None, 'The run folder; runs/<config name> by default.')
-YES = flags.DEFINE_bool('yes', False, 'Start even what takes this CPU days.')
-CONFIG = cli.define_config(
-    'config', 'A file of configs/, with :preset after the path to choose one of its presets.'
-)
+from jit_jax import loop
+from jit_jax.commands import command_line, environment
+from jit_jax.commands.command_line import Parser
+from jit_jax.configs import cond, uncond
+from jit_jax.model import sizes
+from jit_jax.recipe import build
 
 
-def main() -> None:
-    cli.restart_with()
-    cli.parse()
-    from jit_jax import data, loop
-    from jit_jax.model import (
-        sizes,
-    )  # after the restart: JAX reads its environment when it is imported
-    from jit_jax.recipe import build
-
-    with cli.one_sentence():
-        workdir = WORKDIR.value or os.path.join('runs', cli.config_name(CONFIG))
-        cli.use_cpu_cores(CONFIG.value.batch_size, sizes.size(CONFIG.value.model.variant)['width'])
-        cli.join_processes()
-        run = build.run(CONFIG.value)
-    with cli.one_sentence(loop.Refused, data.DataError, FloatingPointError, MemoryError, OSError):
-        loop.train(run, workdir, yes=YES.value)
+def define_flags(parser: Parser) -> None:
+    parser.define_config(
+        'uncond, cond or a file of your own, with :PRESET after it for one of its presets'
+    )
+    parser.add_argument('--workdir', help='the run folder; runs/<config name> by default')
+    parser.add_argument(
+        '--yes', action='store_true', help='start even what would take this CPU days'
+    )
+    parser.add_argument('--list', action='store_true', help='print the presets, and stop')
+    environment.define_flags(parser)
 
 
-if __name__ == '__main__':
-    main()
+def main(args: argparse.Namespace) -> None:
+    if args.list:
+        print(presets())
+        return
+    command_line.required(
+        args, 'config', f'says what to run, for example {command_line.example_config()}.'
+    )
+    workdir = args.workdir or os.path.join('runs', args.config_name)
+    width = sizes.size(args.config.model.variant)['width']
+    environment.use_cpu_cores(args.config.batch_size, width)
+    environment.join_processes(args)
+    loop.train(build.run(args.config), workdir, yes=args.yes)
+
+
+def presets() -> str:
+    """Every preset with a line, as `--config` takes it."""
+    lines = []
+    for config in (uncond, cond):
+        name = config.__name__.rpartition('.')[2]
+        lines += [f'{name}:{preset:24} {summary}' for preset, summary in config.PRESETS.items()]
+    return '\n'.join(lines)

@@ -1,15 +1,13 @@
-"""Downloads the FID Inception weights: `jit-jax fetch [--out=PATH] [--url=URL]`.
+"""Downloads the FID Inception weights.
 
 The file's name ends in the first eight hex digits of its SHA-256, and only a file that has them is put in place.
 """
 
-import argparse
 import hashlib
 import http.client
 import os
 import re
 import shutil
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -56,28 +54,3 @@ def _verify(path: Path, prefix: str, subject: str) -> None:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     if not digest.startswith(prefix):
         raise ValueError(f'{subject} has a SHA-256 that starts with {digest[:8]}, not {prefix}.')
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog='jit-jax fetch', description='Download the FID weights.')
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=default_path(),
-        help='where to put the file (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--url', default=URL, help='a mirror; its name must end in the hash as well'
-    )
-    args = parser.parse_args()
-    try:
-        fetch(args.out, args.url)
-    except (OSError, ValueError) as error:
-        print(f'Could not fetch {args.url}: {error}', file=sys.stderr)
-        return 1
-    print(args.out)
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

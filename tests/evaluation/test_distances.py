@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jit_jax.__main__ import main
 from jit_jax.evaluation import distances, fetch, inception
 
 GOLDENS = Path(__file__).parents[1] / 'goldens'
@@ -459,16 +460,20 @@ def server(monkeypatch):
         http.shutdown()
 
 
-def run_fetch(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, 'argv', ['fetch', *arguments])
-    return fetch.main()
+def run_fetch(*flags) -> int:
+    """The exit code of `jit-jax fetch`."""
+    try:
+        main(['fetch', *flags])
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def test_fetch_puts_a_verified_file_in_place(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     url = f'{server}/weights-{PREFIX}.pth'
     for _ in range(2):  # the second time it is there already
-        assert run_fetch(monkeypatch, f'--url={url}') == 0
+        assert run_fetch(f'--url={url}') == 0
         assert capsys.readouterr().out.strip() == str(fetch.default_path())
     assert fetch.default_path().read_bytes() == PAYLOAD
     assert list((tmp_path / 'jit_jax').iterdir()) == [fetch.default_path()]
@@ -482,17 +487,17 @@ def test_fetch_puts_a_verified_file_in_place(server, tmp_path, monkeypatch, caps
         (f'absent-{PREFIX}.pth', '404'),
     ],
 )
-def test_fetch_leaves_nothing_behind(server, tmp_path, monkeypatch, capsys, name, message):
-    assert run_fetch(monkeypatch, f'--url={server}/{name}', f'--out={tmp_path}/weights.pth') == 1
+def test_fetch_leaves_nothing_behind(server, tmp_path, capsys, name, message):
+    assert run_fetch(f'--url={server}/{name}', f'--out={tmp_path}/weights.pth') == 1
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fetch_never_replaces_a_file(server, tmp_path, monkeypatch, capsys):
+def test_fetch_never_replaces_a_file(server, tmp_path, capsys):
     path = tmp_path / 'mine.pth'
     path.write_bytes(b'mine')
-    assert run_fetch(monkeypatch, f'--url={server}/weights-{PREFIX}.pth', f'--out={path}') == 1
+    assert run_fetch(f'--url={server}/weights-{PREFIX}.pth', f'--out={path}') == 1
     assert f'The file at {path}' in capsys.readouterr().err
     assert path.read_bytes() == b'mine'
 
@@ -516,7 +521,7 @@ def test_fetch_without_a_network(tmp_path):
     )
     assert done.returncode == 1 and done.stdout == ''
     assert (
-        done.stderr.startswith('Could not fetch http://127.0.0.1:9/')
+        done.stderr.startswith('error: Could not fetch http://127.0.0.1:9/')
         and done.stderr.count('\n') == 1
     )
 

@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from conftest import perturb
 from PIL import Image
 from shell import TINY, assert_same_run, lines, run, train
@@ -18,7 +16,8 @@ from test_fid import recreate
 
 from configs import cond
 from jit_jax import trained
-from jit_jax.commands import cli, evaluate
+from jit_jax.__main__ import main
+from jit_jax.commands import command_line, environment, evaluate
 from jit_jax.evaluation import classifier, denoising, distances, inception, lpips, measure, preview
 from jit_jax.model import sharding
 from jit_jax.output import charts
@@ -296,22 +295,14 @@ def command(finished, env, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished[0] / 'runs/uncond', tmp_path / 'run')
     for name, value in (
         ('TFDS_DATA_DIR', env['TFDS_DATA_DIR']),
-        ('GLIBC_TUNABLES', 'x=1'),
         ('JAX_NUM_CPU_DEVICES', '8'),
     ):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(
-        cli, 'join_processes', lambda: None
-    )  # this process uses its devices already
+    # This process uses its devices already.
+    monkeypatch.setattr(environment, 'join_processes', lambda args: None)
 
     def call(*flags):
-        monkeypatch.setattr(
-            sys,
-            'argv',
-            ['evaluate', f'--workdir={tmp_path / "run"}', '--batch=8', '--steps=2', *flags],
-        )
-        with flagsaver.flagsaver():
-            evaluate.main()
+        main(['evaluate', f'--workdir={tmp_path / "run"}', '--batch=8', '--steps=2', *flags])
         return capsys.readouterr().out
 
     call.folder = tmp_path / 'run'
@@ -396,13 +387,11 @@ def test_sweeps_that_cannot_be(text, words):
 
 
 def test_axes_of_the_paper():
-    argv = ['x', '--num=8000', '--sweep', 'guidance=1.0:4.0:0.1', 'ema=ema1,ema2', '--seed=1']
-    assert evaluate.glued(argv) == [
-        'x',
-        '--num=8000',
-        '--sweep=guidance=1.0:4.0:0.1 ema=ema1,ema2',
-        '--seed=1',
-    ]
+    sweep = ['guidance=1.0:4.0:0.1', 'ema=ema1,ema2']
+    parser = command_line.Parser(evaluate, 'jit-jax evaluate')
+    args = parser.parse(['--num=8000', '--sweep', *sweep, '--seed=1'])
+    assert args.sweep == sweep and args.num == 8000 and args.seed == 1
+    assert parser.parse([f'--sweep={" ".join(sweep)}']).sweep == [' '.join(sweep)]
     axes = evaluate.sweep_axes('guidance=1.0:4.0:0.1 ema=ema1,ema2', True)
     assert list(axes) == ['ema', 'guidance'] and axes['guidance'] == [
         round(1 + i / 10, 1) for i in range(31)

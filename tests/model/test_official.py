@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jit_jax.__main__ import main
 from jit_jax.commands import convert
-from jit_jax.commands.convert import main
 from jit_jax.model import official
 from jit_jax.model.jit import sincos_tables
 from jit_jax.model.official import (
@@ -392,6 +392,7 @@ def test_command_there_and_back(torch, tmp_path, capsys):
     )
     main(
         [
+            'convert',
             str(tmp_path / 'official.pth'),
             str(tmp_path / 'run'),
             '--class_start',
@@ -416,7 +417,7 @@ def test_command_there_and_back(torch, tmp_path, capsys):
     }
     jax.tree.map(np.testing.assert_array_equal, params['cond_embed'], params['target_embed'])
 
-    main([str(tmp_path / 'run'), str(tmp_path / 'back.pth')])
+    main(['convert', str(tmp_path / 'run'), str(tmp_path / 'back.pth')])
     back = load_official(tmp_path / 'back.pth')
     assert all(same(back[ours], states[theirs]) for ours, theirs in official.CHECKPOINT.items())
     assert back.keys() == official.CHECKPOINT.keys()
@@ -425,9 +426,9 @@ def test_command_there_and_back(torch, tmp_path, capsys):
 def test_command_with_weights_alone(torch, tmp_path):
     """A bare state dict is sampled from its weights; and back it is `model` alone."""
     torch.save(tensors(torch, weights()), tmp_path / 'bare.pth')
-    main([str(tmp_path / 'bare.pth'), str(tmp_path / 'run'), '--class_start', '1'])
+    main(['convert', str(tmp_path / 'bare.pth'), str(tmp_path / 'run'), '--class_start', '1'])
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['ema']['decays'] == []
-    main([str(tmp_path / 'run'), str(tmp_path / 'back.pth')])
+    main(['convert', str(tmp_path / 'run'), str(tmp_path / 'back.pth')])
     assert list(torch.load(tmp_path / 'back.pth', weights_only=True)) == ['model']
 
 
@@ -444,7 +445,7 @@ def test_command_errors(torch, tmp_path, capsys):
     ]
     for arguments, sentence in cases:
         with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
+            main(['convert', *map(str, arguments)])
         shown = capsys.readouterr()
         assert end.value.code == 1 and shown.out == ''
         assert (

@@ -1,0 +1,216 @@
+"""From the words of a command line to values: flags by argparse, `--config` and its keys by ml_collections.
+
+What is wrong with the words becomes a UserError, and `run` alone turns a UserError into one sentence and exit code 1.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jit_jax import configs
+from jit_jax.errors import UserError
+
+CONFIG_KEYS = """\
+Every key of the config is a flag too, such as --config.batch_size=16 or --config.mesh='(1,-1,1)'; the keys and what
+they mean are in docs/configuration.md and in the comments of configs/uncond.py. `jit-jax train --list` has the presets."""
+
+# Of these, all but the first are on their way to become it.
+EXPECTED = (UserError, ValueError, OSError, FloatingPointError, MemoryError)
+
+
+def run(command: ModuleType, words: list[str], program: str) -> None:
+    """Runs a command: a module with a docstring, `define_flags(parser)` and `main(args)`.
+
+    A UserError ends the process with its sentence and exit code 1; every other exception keeps its traceback.
+    """
+    logging.use_absl_handler()  # libraries warn in one line, and what they merely tell is left out
+    try:
+        parser = Parser(command, program)
+        command.main(parser.parse(words))
+    except EXPECTED as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(1)
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of one command; its docstring is the help. Raises UserError instead of ending the process."""
+
+    def __init__(self, command: ModuleType, program: str):
+        description, _, examples = command.__doc__.partition('\n\n')
+        super().__init__(
+            prog=program,
+            usage=f'{program} [--flag=value …]',
+            description=description,
+            epilog=examples,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+        self.takes_config = False
+        command.define_flags(self)
+
+    def define_config(self, what: str) -> None:
+        """Adds `--config=NAME[:PRESET]` and a flag for each of its keys."""
+        self.takes_config = True
+        self.add_argument('--config', metavar='FILE[:PRESET]', help=what)
+        self.epilog = f'{self.epilog.rstrip()}\n\n{CONFIG_KEYS}'
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """Values by flag. With a config, `args.config` is a ConfigDict or None, and `args.config_name` its name."""
+        args, rest = self.parse_known_args(words)
+        overrides = []
+        while self.takes_config and rest and re.match(r'--(no)?config\.', rest[0]):
+            overrides.append(rest.pop(0))
+            if '=' not in overrides[-1] and rest and not rest[0].startswith('--'):
+                overrides.append(rest.pop(0))  # --config.steps 5
+        if rest:
+            raise UserError(self._stray(rest[0]))
+        if self.takes_config:
+            args.config, args.config_name = self._config(args.config, overrides)
+        return args
+
+    def error(self, message: str) -> None:
+        """argparse's own complaint: 'argument --num: expected one argument'."""
+        raise UserError(f'{message.removeprefix("argument ").rstrip(".")}.')
+
+    def _stray(self, word: str) -> str:
+        if not word.startswith('-'):
+            return f'{word!r} is not a flag; write --name=value.'
+        name = word.partition('=')[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, 1)
+        hint = f'did you mean {near[0]}?' if near else 'see --help.'
+        return f'There is no flag {name}; {hint}'
+
+    def _config(self, named: str | None, overrides: list[str]) -> tuple[ConfigDict | None, str]:
+        if named is not None:
+            return read_config(named, overrides), config_name(named)
+        if overrides:
+            raise UserError(f'{overrides[0]} changes a config; name it first, {example_config()}.')
+        return None, ''
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Docstrings as they are written, and after each flag its default where it has one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if isinstance(action.default, bool) or action.default in (None, '', argparse.SUPPRESS):
+            return action.help
+        return f'{action.help} (default: %(default)s)'
+
+
+def whole_number(at_least: int) -> Callable[[str], int]:
+    """The type of a flag that is a whole number, `at_least` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < at_least:
+            raise argparse.ArgumentTypeError(
+                f'must be a whole number, at least {at_least}; got {text!r}'
+            )
+        return number
+
+    return parse
+
+
+def finite_number(text: str) -> float:
+    """The type of a flag that is a number, neither NaN nor infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f'must be a number; got {text!r}')
+    return number
+
+
+def words(text: str) -> list[str]:
+    """The type of a flag that is a list, written with commas: 'a,b' → ['a', 'b']."""
+    found = [word.strip() for word in text.split(',')]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f'must be values with commas between; got {text!r}')
+    return found
+
+
+def required(args: argparse.Namespace, name: str, what: str) -> None:
+    """Raises UserError, 'what' being its words, unless the flag of that name was given."""
+    if not getattr(args, name):
+        raise UserError(f'--{name} {what}')
+
+
+def config_path(path: str) -> str:
+    """The file that `--config=path` means: the path itself, or else a config of the package by its name.
+
+    'uncond', 'uncond.py' and 'configs/uncond.py' are the package's where there is no such file.
+    """
+    if os.path.isfile(path):
+        return path
+    name = os.path.basename(path).removesuffix('.py')
+    packaged = os.path.join(os.path.dirname(configs.__file__), f'{name}.py')
+    ours = path in (name, f'{name}.py', f'configs/{name}.py', f'configs/{name}')
+    if ours and name in packaged_configs():
+        return packaged
+    raise UserError(
+        f'There is no {path}; --config names one of {", ".join(packaged_configs())} or a file '
+        f'such as configs/uncond.py, with :preset after it.'
+    )
+
+
+def packaged_configs() -> list[str]:
+    """The names of the configs that are installed with the package."""
+    folder = os.path.dirname(configs.__file__)
+    names = (file.removesuffix('.py') for file in os.listdir(folder) if file.endswith('.py'))
+    return sorted((name for name in names if not name.startswith('_')), reverse=True)
+
+
+def example_config() -> str:
+    """The flag for the first config, as it works from here: by its path in a clone, by its name elsewhere."""
+    path = 'configs/uncond.py'
+    return f'--config={path if os.path.isfile(path) else "uncond"}'
+
+
+def config_name(named: str) -> str:
+    """`uncond` for configs/uncond.py, `uncond-imagenet256_b16` for a preset of it."""
+    path, _, preset = named.partition(':')
+    name = os.path.basename(path).removesuffix('.py')
+    return f'{name}-{preset}' if preset else name
+
+
+def read_config(named: str, overrides: list[str]) -> ConfigDict:
+    """The config of a file and preset ('configs/uncond.py:folder') with `--config.key=value` words applied, locked.
+
+    Raises UserError for a file, preset, key or value that cannot be.
+    """
+    path, colon, preset = named.partition(':')
+    argv = ['jit-jax', f'--config={config_path(path)}{colon}{preset}', *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    try:
+        stray = values(argv)[1:]
+    except (AttributeError, KeyError) as error:
+        raise UserError(_no_such_key(str(error))) from error
+    except flags.Error as error:
+        # What a config file raised itself is the last line of a traceback.
+        raise UserError(str(error).strip().rpartition('Error: ')[2]) from error
+    if stray:
+        raise UserError(f'{stray[0]!r} is not a flag; write --name=value.')
+    return values.config
+
+
+def _no_such_key(text: str) -> str:
+    """ml_collections' words hold the key and, at times, a similar one, both in quotes."""
+    plain = re.sub(r'Did you mean|instead of|\\n', ' ', text)
+    key, *near = dict.fromkeys(re.findall(r'\w+', plain))
+    return f'There is no config key {key}' + (f'; did you mean {near[0]}?' if near else '.')
