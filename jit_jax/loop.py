@@ -78,21 +78,23 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         batch = to_device(next(batches), run.mesh)
         in_flight = []  # (step, metrics, batch) of steps whose numbers nobody has read yet
         for step in range(start + 1, config.steps + 1):
+            writer.clock.sent(idle=not in_flight or in_flight[-1][1]['loss'].is_ready())
             state, numbers = run.step(state, batch, key)
             in_flight.append((step, numbers, batch))
+            if len(in_flight) > 1:  # read a step late: the device is never waited for empty
+                tell(*in_flight.pop(0), run, writer, workdir, checkpoints)
             if step < config.steps:
                 with writer.clock.waiting():
                     rows = next(batches)
                 batch = to_device(rows, run.mesh)  # travels while the step runs
             last = step == config.steps or stop.after(step)
-            due = (
-                step % config.checkpoint.every == 0 or last
-            )  # a checkpoint never holds a NaN nor outruns its metrics
-            while len(in_flight) > (
-                0 if due else 1
-            ):  # read a step late: the device is never waited for empty
+            due = step % config.checkpoint.every == 0 or last
+            pausing = due or preview.due(step) or watch.due(step)
+            if (
+                pausing
+            ):  # a checkpoint never holds a NaN nor outruns its metrics; a pause is no training
                 tell(*in_flight.pop(0), run, writer, workdir, checkpoints)
-            if step % config.sample.every == 0 or step == config.steps:
+            if preview.due(step):
                 with writer.clock.pause():
                     preview.draw(state, step, writer)
             watch.look(state, step, writer)
@@ -284,6 +286,7 @@ def tell(step: int, numbers: dict, batch, run: Run, writer, workdir: str, checkp
             f'At step {step} the loss is {numbers["loss"]:.4g} and its gradient {numbers["grad_norm"]:.4g}; {workdir} is good up to step {good}. '
             f'To see where it comes from: jit-jax replay --bundle={path}; what often helps is a lower --config.optimizer.base_lr.'
         )
+    writer.clock.finished(step)
     if step % config.log_every == 0 or step == config.steps:
         numbers['broken_images'] = len(run.train.broken)
         writer.scalars(step, numbers | writer.clock.lap(step, config.batch_size))

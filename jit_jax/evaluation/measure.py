@@ -445,6 +445,11 @@ class Watch:
             )
         self.measure = self.denoising = None  # set up when they are first due
 
+    def due(self, step: int) -> bool:
+        """Whether anything is measured after `step`."""
+        every = [n for n in (self.at.denoise_every, self.at.every) if n]
+        return bool(every) and (step == self.run.config.steps or any(step % n == 0 for n in every))
+
     def look(self, state, step: int, writer) -> None:
         """Writes what is due after `step`; every process takes part, the first one writes."""
         c, at, run, values = self.run.config, self.at, self.run, {}

@@ -28,6 +28,11 @@ class Preview:
         how = run.settings
         self.generate = compiled_sampler(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
 
+    def due(self, step: int) -> bool:
+        """Whether a grid is drawn after `step`: at every `config.sample.every` steps and at the end."""
+        config = self.run.config
+        return step % config.sample.every == 0 or step == config.steps
+
     def draw(self, state, step: int, writer) -> None:
         """samples/<step>.png, and samples/latest.png beside it; every process takes part, the first one writes."""
         images = self.generate(

@@ -9,7 +9,9 @@ from jit_jax.output.files import write_whole
 
 
 def captioned(images: np.ndarray, texts: list[str]) -> np.ndarray:
-    """uint8 [N, h, w, C] with a line of text below each, cut at the image's width: [N, h + ·, w, 3]."""
+    """uint8 [N, h, w, C] with a line of text below each, cut at the image's width: [N, h + ·, w,
+    3].
+    """
     size = max(10, images.shape[2] // 12)
     out = []
     for image, text in zip(np.broadcast_to(images, (*images.shape[:-1], 3)), texts, strict=True):

@@ -1,0 +1,43 @@
+"""The line that a person reads."""
+
+from jit_jax.output.progress import duration, progress_line
+
+
+def test_a_line_of_training():
+    values = {
+        'grad_norm': 0.2083,
+        'learning_rate': 1.2345e-4,
+        'loss': 0.41234567,
+        'images_per_second': 86.123,
+        'mfu': 0.01759,
+    }
+    assert (
+        progress_line(50, 2200, values, 186.0)
+        == 'step 50/2200    loss 0.412   lr 1.2e-04     86.1 images/s  left 3.1 min'
+    )
+
+
+def test_lines_are_aligned():
+    small = {'loss': 1.0, 'learning_rate': 1e-9, 'images_per_second': 5.0}
+    large = {'loss': 0.01234, 'learning_rate': 0.5, 'images_per_second': 12345.6}
+    a, b = progress_line(2, 2200, small, 60.0), progress_line(2200, 2200, large, 60.0)
+    assert b == 'step 2200/2200  loss 0.0123  lr 5.0e-01    12346 images/s  left 1.0 min'
+    for word in ('loss', 'lr', 'images/s', 'left'):
+        assert a.index(word) == b.index(word)
+
+
+def test_a_line_of_an_evaluation_shows_all_of_it():
+    values = {'evaluate/psnr': 23.45678, 'evaluate/ssim': 0.7}
+    text = progress_line(100, 100, values, 0.0)
+    assert text == 'step 100/100  evaluate/psnr 23.46  evaluate/ssim 0.7  left 0 s'
+
+
+def test_durations_have_units():
+    assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 100_000)] == [
+        '0 s',
+        '59 s',
+        '1.0 min',
+        '60.0 min',
+        '1.0 h',
+        '27.8 h',
+    ]
