@@ -9,8 +9,8 @@ import json
 
 from etils import epath
 
-from jit_jax import data
 from jit_jax.commands import command_line
+from jit_jax.errors import UserError
 from jit_jax.evaluation.page import write
 from jit_jax.recipe import build
 
@@ -27,6 +27,6 @@ def main(args: argparse.Namespace) -> None:
     sources = []
     try:
         sources = [build.source(config, split) for split in ('train', 'test')]
-    except data.DataError as problem:
+    except UserError as problem:
         print(f'Without its images: {problem}')
     print(write(args.workdir, config, *sources))

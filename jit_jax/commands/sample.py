@@ -62,24 +62,22 @@ def define_flags(parser: command_line.Parser) -> None:
 
 def load_condition(paths, num: int, net) -> dict:
     """Image files → cond float32 [num, Hc, Wc, C] and, where patches are transparent, cond_valid bool [num, n]."""
-    from PIL import Image, ImageOps
-
+    from jit_jax import data
+    from jit_jax.errors import UserError
     from jit_jax.model.sequence import condition_grid, patchify
 
-    images = []
-    for path in paths:
-        if not os.path.exists(path):
-            raise FileNotFoundError(f'--cond: there is no file {path}.')
-        images.append(ImageOps.exif_transpose(Image.open(path)).convert('RGBA'))
-    if len({image.size for image in images}) > 1:
-        raise ValueError('--cond: all condition images must have one size.')
-    rgba = np.stack([np.asarray(images[i % len(images)], np.float32) for i in range(num)])
-    condition_grid(rgba.shape, net.patch)
-    rgb, alpha = rgba[..., :3] / 127.5 - 1, rgba[..., 3:]
-    if net.channels == 1:
-        rgb = rgb.mean(-1, keepdims=True)
-    valid = (np.asarray(patchify(alpha, net.patch)) == 255).all(-1)
-    return {'cond': rgb} if valid.all() else {'cond': rgb, 'cond_valid': valid}
+    try:
+        pictures = [data.condition_image(path, net.channels) for path in paths]
+    except UserError as problem:
+        raise UserError(f'--cond: {problem}') from problem
+    if len({image.shape for image, _ in pictures}) > 1:
+        raise UserError('--cond: all condition images must have one size.')
+    turns = [pictures[i % len(pictures)] for i in range(num)]
+    cond = np.stack([image for image, _ in turns]).astype(np.float32) / 127.5 - 1
+    opaque = np.stack([opaque for _, opaque in turns])[..., None]
+    condition_grid(cond.shape, net.patch)
+    valid = np.asarray(patchify(opaque, net.patch)).all(-1)
+    return {'cond': cond} if valid.all() else {'cond': cond, 'cond_valid': valid}
 
 
 def load_labels(names, num: int, model) -> np.ndarray:

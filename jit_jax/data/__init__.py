@@ -4,13 +4,14 @@ Hosts ship uint8 numpy arrays; nothing here touches a device.
 """
 
 from jit_jax.data.pipeline import eval_batches, train_batches
-from jit_jax.data.preprocess import center_crop, decode
-from jit_jax.data.sources import DataError, Source, open_source
+from jit_jax.data.preprocess import center_crop, condition_image, decode
+from jit_jax.data.sources import Source, absolute, open_source
 
 __all__ = [
-    'DataError',
     'Source',
+    'absolute',
     'center_crop',
+    'condition_image',
     'decode',
     'eval_batches',
     'open_source',

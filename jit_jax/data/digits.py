@@ -16,7 +16,7 @@ _TEST = 297
 
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The 1,797 digits of 8 × 8 pixels, enlarged to 32 × 32: 1,500 for training and 297 for testing."""
+    """The 1,797 digits of 8 × 8 pixels, enlarged to 32 × 32: 1,500 to train on and 297 to test."""
 
     VERSION = tfds.core.Version('1.0.0')
 
@@ -31,14 +31,14 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
+        images = images.reshape(-1, 8, 8)
         by_class = np.argsort(labels, kind='stable')
-        test = by_class[
-            (np.arange(_TEST) * len(labels)) // _TEST
-        ]  # evenly spaced, so every class gives its share
+        evenly = np.arange(_TEST) * len(labels) // _TEST  # so that every class gives its share
+        test = by_class[evenly]
         train = np.setdiff1d(by_class, test)
         return {
-            name: self._generate_examples(images[chosen].reshape(-1, 8, 8), labels[chosen])
-            for name, chosen in (('train', train), ('test', test))
+            'train': self._generate_examples(images[train], labels[train]),
+            'test': self._generate_examples(images[test], labels[test]),
         }
 
     def _generate_examples(self, images, labels):
@@ -49,8 +49,9 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def prepare(data_dir) -> Path:
     """Writes the dataset under `data_dir` unless it is there; returns the folder of its version.
 
-    Safe to call from several processes at once: each builds in a folder of its own, the first to finish renames it
-    into place, and the others drop theirs. What a killed builder left behind is removed by the next one.
+    Safe to call from several processes at once: each builds in a folder of its own, the first to
+    finish renames it into place, and the others drop theirs. What a killed builder left behind is
+    removed by the next one.
 
     Raises:
       OSError: when `data_dir` cannot be written.
@@ -78,9 +79,8 @@ def prepare(data_dir) -> Path:
 
 def _png(digit):
     """float [8, 8] in 0…16 → the bytes of a 32 × 32 grayscale PNG."""
-    image = Image.fromarray(digit.astype(np.float32) * (255 / 16)).resize(
-        (_SIDE, _SIDE), Image.Resampling.BICUBIC
-    )
+    levels = Image.fromarray(digit.astype(np.float32) * (255 / 16))
+    levels = np.asarray(levels.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
     encoded = io.BytesIO()
-    Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8)).save(encoded, 'PNG')
+    Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).save(encoded, 'PNG')
     return encoded.getvalue()

@@ -1,0 +1,78 @@
+"""metadata.jsonl beside images: the layout that Hugging Face calls imagefolder.
+
+Each line is a JSON object with `file_name`, relative to the file itself, and perhaps `label`, a
+name or a number. Other columns, such as `text`, condition nothing here and are ignored.
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from jit_jax.data.listing import Example, Listing, images_in
+from jit_jax.errors import UserError
+
+NAME = 'metadata.jsonl'
+
+
+def find(folder: Path, root: Path) -> Path | None:
+    """The metadata.jsonl of a folder, or that of the data set's root; None without one."""
+    for place in (folder, root):
+        if (place / NAME).is_file():
+            return place / NAME
+    return None
+
+
+def list_folder(path: Path, folder: Path) -> Listing:
+    """The images below `folder` that the metadata.jsonl at `path` lists, sorted by their names.
+
+    Raises:
+      UserError: for a line that is no JSON object with `file_name`, names an image that is not
+        there or was named before, or for labels of which some are names and some numbers.
+    """
+    present, ignored = images_in(folder)
+    if path.parent == folder:
+        ignored[f'ending in {path.suffix}'] -= 1
+    images = {os.path.normpath(os.path.join(folder, file)) for file in present}
+    labels, columns = {}, Counter()
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        if not line.strip():
+            continue
+        row = _row(path, number, line)
+        file = os.path.normpath(os.path.join(path.parent, row['file_name']))
+        if not _is_below(file, folder):
+            continue
+        if file not in images or file in labels:
+            problem = 'named twice' if file in labels else 'not there, or not an image'
+            raise UserError(f'{path}, line {number}: {file} is {problem}: remove or mend the line.')
+        labels[file] = row['label'] if 'label' in row else ''
+        columns.update(row.keys() - {'file_name', 'label'})
+    _check_labels(path, labels)
+    ignored['that metadata.jsonl does not list'] += len(images) - len(labels)
+    for column in columns:
+        ignored[f'values of {column!r} in metadata.jsonl'] += columns[column]
+    return Listing([Example((file,), labels[file]) for file in sorted(labels)], ignored)
+
+
+def _row(path: Path, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f'{path}, line {number} is not JSON ({error}): mend it.') from error
+    if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
+        raise UserError(f'{path}, line {number} has no "file_name": add it.')
+    return row
+
+
+def _is_below(file: str, folder: Path) -> bool:
+    return file.startswith(os.path.normpath(folder) + os.sep)
+
+
+def _check_labels(path: Path, labels: dict) -> None:
+    kinds = {type(label) for label in labels.values()}
+    all_alike = kinds <= {str} or kinds <= {int}
+    if not all_alike or ('' in labels.values() and set(labels.values()) != {''}):
+        raise UserError(
+            f'{path}: "label" must be a name in every line, or a whole number in every line, or '
+            'nowhere.'
+        )

@@ -1,0 +1,58 @@
+"""Paired folders: what the model paints in target/, and what it is made from in cond/."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from jit_jax.data.listing import Example, Listing, divide, images_in
+from jit_jax.data.records import Records
+from jit_jax.errors import UserError
+
+
+def open_pairs(root: Path, split: str, holdout: str) -> Records:
+    """Opens the pairs below `root`: target/a.png with cond/a.jpg, equal up to the ending.
+
+    Raises:
+      UserError: without pairs, for an image without a partner, or one with two.
+    """
+    found = divide(root, split, holdout, _list_pairs)
+    if not found.part(split):
+        raise UserError(
+            f'{found.folder(split)} holds no pairs: put images of equal names into its folders '
+            'target and cond.'
+        )
+    target, cond = (os.path.relpath(path, root) for path in found.part(split)[0].paths)
+    details = f', matched by name ({target} with {cond})'
+    return found.records(split, ('image', 'cond'), (), noun='pairs', details=details)
+
+
+def _list_pairs(folder: Path) -> Listing:
+    targets, ignored = _by_stem(folder / 'target')
+    conditions, more = _by_stem(folder / 'cond')
+    unmatched = sorted(targets.keys() ^ conditions.keys())
+    if unmatched:
+        shown = [(targets | conditions)[stem] for stem in unmatched[:5]]
+        more_of_them = ', …' if len(unmatched) > 5 else ''
+        raise UserError(
+            f'{len(unmatched)} images in {folder} have no partner of the same name in target or '
+            f'cond; add it or remove them: {", ".join(shown)}{more_of_them}'
+        )
+    examples = [Example((targets[stem], conditions[stem])) for stem in sorted(targets)]
+    return Listing(examples, ignored + more)
+
+
+def _by_stem(folder: Path) -> tuple[dict[str, str], Counter]:
+    """The paths of a side's images by their names without the ending."""
+    if not folder.is_dir():
+        raise UserError(
+            f'{folder} does not exist: pairs are images of equal names in the folders target '
+            'and cond.'
+        )
+    files, ignored = images_in(folder)
+    by_stem = {}
+    for file in files:
+        stem = os.path.splitext(file)[0]
+        if stem in by_stem:
+            raise UserError(f'{folder} holds two images named {stem}: keep one of them.')
+        by_stem[stem] = os.path.join(folder, file)
+    return by_stem, ignored

@@ -1,0 +1,61 @@
+"""The sample command: condition images from files."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jit_jax.commands.sample import load_condition
+from jit_jax.errors import UserError
+
+NET = SimpleNamespace(patch=2, channels=3)
+GRAY = SimpleNamespace(patch=2, channels=1)
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return str(path)
+
+
+def test_a_condition_is_read_as_training_reads_it(tmp_path):
+    """Sixteen bits are scaled, one channel is luma, and EXIF turns the picture."""
+    sixteen = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369
+    cond = load_condition([save(tmp_path / '16.png', sixteen)], 2, GRAY)
+    assert cond.keys() == {'cond'} and cond['cond'].dtype == np.float32
+    expected = np.arange(16).reshape(4, 4, 1) * 17 / 127.5 - 1
+    np.testing.assert_allclose(cond['cond'], [expected] * 2, atol=1e-6)
+
+    green = np.zeros((4, 2, 3), np.uint8)
+    green[:2, :, 1] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    cond = load_condition([save(tmp_path / 'green.png', green, exif=exif)], 1, GRAY)
+    luma = np.repeat([0, 0, 150, 150], 2).reshape(1, 4, 2, 1)
+    np.testing.assert_allclose(cond['cond'], luma / 127.5 - 1, atol=1e-6)
+
+
+def test_transparent_patches_are_missing(tmp_path):
+    rgba = np.full((4, 6, 4), 255, np.uint8)
+    rgba[..., :3] = 40
+    rgba[3, 0, 3] = 254  # the first patch of the second row
+    clear, whole = save(tmp_path / 'a.png', rgba), save(tmp_path / 'b.png', rgba[..., :3])
+    cond = load_condition([clear, whole], 3, NET)
+    live = [True, True, True, False, True, True]
+    assert cond['cond_valid'].tolist() == [live, [True] * 6, live]
+    np.testing.assert_allclose(cond['cond'][:, :2], 40 / 127.5 - 1, atol=1e-6)
+    assert load_condition([whole], 1, NET).keys() == {'cond'}
+
+
+def test_refused_conditions(tmp_path):
+    gray = np.zeros((4, 4), np.uint8)
+    small, large = save(tmp_path / 's.png', gray), save(tmp_path / 'l.png', gray.repeat(2, 0))
+    with pytest.raises(UserError, match='--cond: all condition images must have one size'):
+        load_condition([small, large], 2, NET)
+    with pytest.raises(UserError, match='--cond: There is no file .*x.png'):
+        load_condition([str(tmp_path / 'x.png')], 1, NET)
+    (tmp_path / 'text.png').write_text('<html>')
+    with pytest.raises(UserError, match='--cond: .*text.png cannot be read as an image'):
+        load_condition([str(tmp_path / 'text.png')], 1, NET)
+    with pytest.raises(ValueError, match='2 to 32 pixels in steps of 2.; got 1×1'):
+        load_condition([save(tmp_path / 'dot.png', gray[:1, :1])], 1, NET)
