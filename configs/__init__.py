@@ -1,1 +1,1 @@
-"""The recipes. `jit_jax.configs` is this folder too, so that an installed package brings them along."""
+"""The recipes. `jit_jax.configs` is this folder too, for an installed package to bring it along."""

@@ -1,9 +1,9 @@
 """Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
 
-python train.py --config=configs/cond.py --config.init_from=runs/uncond     # digits: fill in a hole
-python train.py --config=configs/cond.py:pairs --config.data.path=pairs     # pairs/target/, pairs/cond/
-python train.py --config=configs/cond.py:imagenet256_b16                    # super-resolution
-python train.py --config=configs/cond.py:imagenet256_b16_class              # class labels, as published
+python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
+python train.py --config=configs/cond.py:pairs --config.data.path=pairs  # target/ and cond/ in it
+python train.py --config=configs/cond.py:imagenet256_b16                 # super-resolution
+python train.py --config=configs/cond.py:imagenet256_b16_class           # labels, as published
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ python train.py --config=configs/uncond.py:folder --config.data.path=photos
 python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 IMAGENET_TRAIN = 1_281_167  # images
 SIZES = 'blhg'
@@ -40,10 +40,10 @@ def imagenet(preset: str) -> ConfigDict:
     config.accumulate = 1  # parts of a batch, one after the other: memory for time
     config.log_every = 100  # steps between lines of metrics
     config.init_from = ''  # a run folder, step or export to take weights from
-    config.init_ema = (
-        ''  # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
-    )
-    config.mesh = (1, -1, 1)  # (data, fsdp, tensor); -1 takes the devices that are left
+    # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
+    config.init_ema = ''
+    # (data, fsdp, tensor); -1 takes the devices that are left, fsdp as many as the size divides by
+    config.mesh = (1, -1, 1)
 
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
     config.model.variant = variant  # a size: digits, S, B, L, H, G, or one spelled out
@@ -55,13 +55,19 @@ def imagenet(preset: str) -> ConfigDict:
     config.model.null = 'mask'  # no condition is dead slots (mask) or a learned token (token)
 
     config.compute = ConfigDict()  # how the same function is computed
-    config.compute.dtype = 'auto'  # bfloat16 on accelerators, float32 on CPU
+    # float32, bfloat16, or auto: bfloat16 where the device has units for it (TPUs, and NVIDIA's
+    # cards from compute capability 8.0)
+    config.compute.dtype = 'auto'
     config.compute.dead_slots = 'skip'  # skip what cannot be live, or keep all 512 slots
-    config.compute.scan = True  # one compiled body for all blocks
-    config.compute.attention = (
-        'auto'  # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
-    )
+    # one compiled body for all blocks: True, False, or auto: what suits the device and the size
+    config.compute.scan = FieldReference('auto', field_type=object)
+    # xla, cudnn (GPU), splash (TPU), or auto: the fastest that fits
+    config.compute.attention = 'auto'
     config.compute.remat = 'none'  # none, dots or full: trade compute for memory
+    # on GPUs, operations that give the same bits from run to run: slower
+    config.compute.deterministic = False
+    # where compiled programs stay between runs; '': nowhere
+    config.compute.cache = '~/.cache/jit_jax/xla'
 
     config.data = ConfigDict()  # where images come from
     config.data.kind = 'tfds'  # digits, tfds, folder, pairs
@@ -74,11 +80,10 @@ def imagenet(preset: str) -> ConfigDict:
     config.data.threads = 8  # batches made at a time, each by one thread
     config.data.prefetch = 8  # batches kept ready
 
-    config.condition = ConfigDict()  # what the model is told, in the first 256 slots
+    config.condition = ConfigDict()  # what the model is conditioned on, in the first 256 slots
     config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
-    config.condition.drop = (
-        0.1  # probability of a row to lose its condition: trains the null branch
-    )
+    # probability of a row to lose its condition: trains the null branch
+    config.condition.drop = 0.1
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
 
@@ -94,17 +99,15 @@ def imagenet(preset: str) -> ConfigDict:
     config.optimizer.b2 = 0.95  # decay of the second moment
     config.optimizer.weight_decay = 0.0  # of kernels alone
     config.optimizer.mu_dtype = 'float32'  # of the first moment: bfloat16 saves 2 bytes a parameter
-    config.optimizer.muon_rms = (
-        0.0  # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
-    )
+    # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
+    config.optimizer.muon_rms = 0.0
     config.optimizer.warmup = 5 * epoch  # steps
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
     config.ema = ConfigDict()  # averages of the weights, of which samples are drawn
     config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
-    config.ema.memory = (
-        'device'  # or host: saves 8 bytes a parameter, and costs their way there and back each step
-    )
+    # or host: saves 8 bytes a parameter, and costs their way there and back each step
+    config.ema.memory = 'device'
     config.ema.warmup = False  # start with a low decay: for short runs
 
     config.checkpoint = ConfigDict()  # see docs/checkpoints.md
@@ -125,13 +128,13 @@ def imagenet(preset: str) -> ConfigDict:
     config.evaluate.every = 0  # steps between evaluations of generated images; 0: none
     config.evaluate.num = 8000  # images generated for one
     config.evaluate.batch = 256  # of them at a time, over all devices
-    config.evaluate.inception = ''  # weights of the FID Inception; '': what needs none (labels: a classifier; conditions: PSNR)
-    config.evaluate.reference = (
-        ''  # what FID compares with: an .npz, a folder, a split; '': the training images
-    )
-    config.evaluate.denoise_every = (
-        1000  # steps between looks at how held-out images are denoised; 0: none
-    )
+    # weights of the FID Inception; '': only scores that need none (labels: a classifier;
+    # conditions: PSNR)
+    config.evaluate.inception = ''
+    # what FID compares with: an .npz, a folder, a split; '': the training images
+    config.evaluate.reference = ''
+    # steps between measurements of how held-out images are denoised; 0: none
+    config.evaluate.denoise_every = 1000
     config.evaluate.denoise_num = 1024  # how many of them
 
     config.wandb = ConfigDict()  # Weights & Biases
@@ -140,12 +143,11 @@ def imagenet(preset: str) -> ConfigDict:
 
 
 def digits(preset: str) -> ConfigDict:
-    """scikit-learn's 1,797 handwritten digits at 32×32, from nothing to readable in minutes on two CPU cores."""
+    """scikit-learn's 1,797 handwritten digits at 32×32: readable in minutes on two CPU cores."""
     config = imagenet('imagenet256_b16')
     config.model.variant, config.model.image_size, config.model.num_classes = 'digits', 32, 10
     config.batch_size, config.steps, config.log_every = 8, 2200, 50
     config.mesh = (-1, 1, 1)
-    config.compute.scan = False  # a small model runs faster one block at a time
     config.data.kind, config.data.name, config.data.test = 'digits', '', 'test'
     config.data.flip, config.data.threads = False, 1
     config.condition.drop = 0.1
@@ -162,17 +164,14 @@ def digits(preset: str) -> ConfigDict:
 
 
 def folder(preset: str) -> ConfigDict:
-    """Your own images, --config.data.path=FOLDER: a small model at 64×64 for one GPU, to be scaled by flags."""
+    """Your own images, --config.data.path=FOLDER: a small model at 64×64 for one GPU."""
     config = imagenet('imagenet256_b16')
     config.model.variant, config.model.image_size, config.model.num_classes = 'S', 64, 0
     config.batch_size, config.steps = 64, 100_000
     config.data.kind, config.data.name, config.data.test = 'folder', '', 'test'
     config.diffusion.noise_scale = 1.0
-    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = (
-        8e-4,
-        1000,
-        'cosine',
-    )
+    config.optimizer.base_lr = 8e-4
+    config.optimizer.warmup, config.optimizer.schedule = 1000, 'cosine'
     config.ema.decays, config.ema.warmup = (0.9995, 0.999), True
     config.sample.every = 2500
     return config

@@ -1,7 +1,9 @@
-"""Writes docs/configuration.md from the comments of configs/: `python docs/configuration.py`. A test holds the two together."""
+"""Writes docs/configuration.md from the comments of configs/: `python docs/configuration.py`.
+
+A test holds the two together.
+"""
 
 import ast
-import re
 import sys
 from functools import reduce
 from pathlib import Path
@@ -12,63 +14,73 @@ HEAD = """# Configuration
 
 Written by `python docs/configuration.py` from the comments in `configs/`; change those.
 
-Every value is a flag, such as `--config.batch_size=16` or `--config.mesh='(1,-1,1)'`. The values below are of the preset
-`configs/uncond.py:imagenet256_b16`, the published recipe; the other presets change what their own code shows.
+Every value is a flag, such as `--config.batch_size=16` or `--config.mesh='(1,-1,1)'`. The values
+below are of the preset `configs/uncond.py:imagenet256_b16`, the published recipe; the other presets
+change what their own code shows.
 
 """
+TABLE = '| key | default | |\n|---|---|---|\n'
 
 
 def recipe() -> list[tuple[str, str, str]]:
-    """(key, default, comment) of every `config.key = value  # comment` of the recipe, in order."""
+    """(key, default, comment) of every assignment to `config.key` in the recipe, in order.
+
+    Its comment stands behind it, or in the lines before it.
+    """
     from configs import uncond
 
     config = uncond.get_config('imagenet256_b16')
     text = (ROOT / 'configs/uncond.py').read_text()
+    lines = text.splitlines()
     (function,) = (node for node in ast.parse(text).body if getattr(node, 'name', '') == 'imagenet')
-    rows = []
-    for line in text.splitlines()[function.lineno : function.end_lineno]:
-        found = re.fullmatch(r'    config\.([\w.]+) = (.+?)(?:  # (.+))?', line)
-        if found:
-            value = reduce(lambda part, name: part[name], found[1].split('.'), config)
-            code = (
-                found[2]
-                if found[2] in ('ConfigDict()', repr(value)) or found[2][0] in "('-0123456789TF"
-                else repr(value)
-            )
-            code = f'{value!r} = {found[2]}' if '*' in found[2] else code
-            rows.append((found[1], code, found[3] or ''))
+    rows, done = [], function.lineno
+    for statement in function.body:
+        target = ast.unparse(getattr(statement, 'targets', [ast.Constant('')])[0])
+        if target.startswith('config.'):
+            key = target.removeprefix('config.')
+            value = reduce(lambda section, name: section[name], key.split('.'), config)
+            code = ast.get_source_segment(text, statement.value)
+            comment = comments(lines[done : statement.end_lineno])
+            rows.append((key, default(statement.value, code, value), comment))
+        done = statement.end_lineno
     return rows
+
+
+def comments(lines: list[str]) -> str:
+    """The comments of some lines of code, joined."""
+    parts = [line.partition('# ')[2] for line in lines]
+    return ' '.join(part for part in parts if part)
+
+
+def default(node: ast.expr, code: str, value) -> str:
+    """How a default is shown: as it is written, and what it comes to where that is a product."""
+    if code == 'ConfigDict()' or isinstance(node, ast.Constant | ast.Tuple | ast.UnaryOp):
+        return code
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return f'{value!r} = {code}'
+    return repr(value)
 
 
 def presets() -> list[tuple[str, str]]:
     """(file, its docstring) of each config file."""
-    return [
-        (name, ast.get_docstring(ast.parse((ROOT / 'configs' / name).read_text())))
-        for name in ('uncond.py', 'cond.py')
-    ]
+    files = [(name, ROOT / 'configs' / name) for name in ('uncond.py', 'cond.py')]
+    return [(name, ast.get_docstring(ast.parse(path.read_text()))) for name, path in files]
 
 
 def page() -> str:
+    """The whole of docs/configuration.md."""
     parts = [HEAD]
     for name, text in presets():
-        first, _, rest = text.partition('\n\n')
-        parts.append(
-            f'`configs/{name}`: {first}\n\n```\n'
-            + '\n'.join(line.removeprefix('    ') for line in rest.splitlines())
-            + '\n```\n\n'
-        )
+        first, _, commands = text.partition('\n\n')
+        parts.append(f'`configs/{name}`: {first}\n\n```\n{commands}\n```\n\n')
+    parts.append(f'## The run\n\n{TABLE}')
     for key, value, comment in recipe():
         if value == 'ConfigDict()':
-            parts.append(
-                f'\n## {key}\n\n{comment[:1].upper() + comment[1:]}{"." if comment else ""}\n\n'.replace(
-                    '\n\n\n\n', '\n\n'
-                )
-                + '| key | default | |\n|---|---|---|\n'
-            )
+            sentence = f'{comment[0].upper()}{comment[1:]}.'
+            parts.append(f'\n## {key}\n\n{sentence}\n\n{TABLE}')
         else:
-            if key == 'seed':
-                parts.append('## The run\n\n| key | default | |\n|---|---|---|\n')
-            parts.append(f'| `{key}` | `{value}` | {comment.replace("|", chr(92) + "|")} |\n')
+            escaped = comment.replace('|', '\\|')
+            parts.append(f'| `{key}` | `{value}` | {escaped} |\n')
     return ''.join(parts)
 
 

@@ -1,12 +1,14 @@
 """The mesh and where everything lies on it.
 
-Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads and hidden
-widths. Parameters follow one table from path to `PartitionSpec`; the optimiser's moments and the EMAs repeat the
-parameters' paths, so the same table places them. The model itself knows no mesh.
+Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits
+heads and hidden widths. Parameters follow one table from path to `PartitionSpec`; the optimiser's
+moments and the EMAs repeat the parameters' paths, so the same table places them. The model itself
+knows no mesh.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 
 import jax
@@ -14,12 +16,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jit_jax.errors import UserError
+
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))
 MEMORY = {'device': None, 'host': 'pinned_host'}
 
-# Path (a regular expression over the end of it) → the axes of the last dimensions. The leading layer axis of
-# `blocks` and `modulation` is never split.
+# Path (a regular expression over the end of it) → the axes of the last dimensions. The leading
+# layer axis of `blocks` and `modulation` is never split.
 RULES = (
     (r'blocks/qkv/kernel', P(None, 'fsdp', None, 'tensor', None)),  # [L, D, 3, H, K]
     (r'blocks/qkv/bias', P(None, None, 'tensor', None)),
@@ -47,36 +51,111 @@ RULES = (
 )
 
 
-def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
+def make_mesh(shape: tuple[int, int, int], devices=None, like=None) -> Mesh:
     """A mesh (data, fsdp, tensor) over all devices; one entry may be −1 and takes what is left.
 
-    Raises ValueError, naming the nearest mesh that works, when the product is not the number of devices.
+    devices: all that JAX has by default. like: a tree of what will lie on the mesh, arrays or
+    their shapes. With it, fsdp = −1 takes as many of the devices that are left as let each hold the
+    fewest bytes, and the others go to data; without it, fsdp takes them all. Raises UserError,
+    naming a mesh that works, when the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count, shape = len(devices), tuple(int(n) for n in shape)
-    known = int(np.prod([n for n in shape if n != -1]))
-    free = shape.count(-1)
-    if len(shape) != 3 or free > 1 or any(n < 1 and n != -1 for n in shape):
-        raise ValueError(
+    if len(shape) != 3 or shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+        raise UserError(
             f'config.mesh is (data, fsdp, tensor), positive with at most one -1; got {shape}.'
         )
-    if count % known or (not free and known != count):
-        fsdp, tensor = (n if n != -1 and count % n == 0 else 1 for n in shape[1:])
-        tensor = tensor if count % (fsdp * tensor) == 0 else 1
-        raise ValueError(
-            f'config.mesh {shape} does not fit {count} device{"s" * (count > 1)}; try {(count // (fsdp * tensor), fsdp, tensor)}.'
+    known = math.prod(n for n in shape if n != -1)
+    if count % known or (-1 not in shape and known != count):
+        raise UserError(
+            f'config.mesh {shape} does not fit {count} device{"" if count == 1 else "s"}; '
+            f'try {_nearest_mesh(shape, count)}.'
         )
-    shape = tuple(count // known if n == -1 else n for n in shape)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    data, fsdp, tensor = (count // known if n == -1 else n for n in shape)
+    if shape[1] == -1 and like is not None:
+        most, fsdp = fsdp, best_fsdp(like, fsdp, tensor)
+        data *= most // fsdp
+    kinds = (AxisType.Auto,) * 3
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=kinds, devices=devices)
+
+
+def _nearest_mesh(shape, count: int) -> tuple[int, int, int]:
+    """A mesh of `count` devices that keeps of `shape` what divides them."""
+    fsdp, tensor = (n if n != -1 and count % n == 0 else 1 for n in shape[1:])
+    if count % (fsdp * tensor):
+        tensor = 1
+    return count // (fsdp * tensor), fsdp, tensor
+
+
+def best_fsdp(like, free: int, tensor: int = 1) -> int:
+    """The divisor of `free` for which a device holds the fewest bytes of `like`.
+
+    Of several, the largest.
+    """
+    divisors = [n for n in range(1, free + 1) if free % n == 0]
+    return min(divisors, key=lambda n: (held(like, {'fsdp': n, 'tensor': tensor}), -n))
+
+
+def check_mesh(mesh: Mesh, like) -> None:
+    """Raises UserError, naming the mesh that works, where fsdp splits less than half of `like`."""
+    fsdp, whole = mesh.shape['fsdp'], held(like, {'fsdp': 1, 'tensor': mesh.shape['tensor']})
+    if held(like, mesh.shape) <= (whole + whole / fsdp) / 2:
+        return
+    free = mesh.shape['data'] * fsdp
+    better = best_fsdp(like, free, mesh.shape['tensor'])
+    raise UserError(
+        f'config.mesh {tuple(mesh.shape.values())} would leave most parameters whole on every '
+        f'device, as their widths do not divide by fsdp={fsdp}; '
+        f'try {(free // better, better, mesh.shape["tensor"])}.'
+    )
+
+
+def kept_whole(like, mesh: Mesh) -> str:
+    """One sentence: what of `like` the mesh should split and cannot, and what that costs; or ''.
+
+    Arrays of less than a hundredth of what a device holds are not worth a word.
+    """
+    costs, total = {}, held(like, mesh.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        rule, wanted = find_rule(path_name(path), leaf.shape)
+        got = _fit(wanted, leaf.shape, mesh.shape)
+        lost = [axis for axis, kept in zip(wanted, got) if axis and not kept]
+        parts = math.prod(mesh.shape[axis] for axis in lost)
+        cost = held_of_leaf(leaf, got, mesh.shape) * (parts - 1) // parts
+        for axis in lost:
+            name = f'{rule} over {axis}={mesh.shape[axis]}'
+            costs[name] = costs.get(name, 0) + cost
+    costs = {name: cost for name, cost in costs.items() if cost > total / 100}
+    if not costs:
+        return ''
+    return (
+        f'Not split, as the size does not divide: {", ".join(costs)}; '
+        f'{sum(costs.values()) / 2**30:.2f} of {total / 2**30:.2f} GiB a device.'
+    )
+
+
+def held(like, sizes: Mapping[str, int]) -> int:
+    """Bytes of a tree that one device holds, where the axes of the mesh have these sizes."""
+    return sum(
+        held_of_leaf(leaf, _fit(spec(path_name(path), leaf.shape), leaf.shape, sizes), sizes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+    )
+
+
+def held_of_leaf(leaf, fitted: P, sizes: Mapping[str, int]) -> int:
+    """Bytes of one array that one device holds."""
+    parts = math.prod(sizes[axis] for axis in fitted if axis)
+    return math.prod(leaf.shape) * leaf.dtype.itemsize // parts
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError, naming the nearest batch sizes, unless the batch splits over the mesh."""
+    """Raises UserError, naming the nearest batch sizes, unless the batch splits over the mesh."""
     unit = mesh.shape['data'] * mesh.shape['fsdp'] * accumulate
     if batch_size < 1 or batch_size % unit:
         low = max(batch_size // unit, 1) * unit
-        raise ValueError(
-            f'config.batch_size {batch_size} must be a multiple of {unit} (data × fsdp × accumulate); try {low} or {low + unit}.'
+        raise UserError(
+            f'config.batch_size {batch_size} must be a multiple of {unit} '
+            f'(data × fsdp × accumulate); try {low} or {low + unit}.'
         )
 
 
@@ -86,17 +165,20 @@ def whole_rows(count: int, mesh: Mesh) -> int:
 
 
 def path_name(path) -> str:
+    """A path of jax.tree_util as words with slashes: 'params/blocks/qkv/kernel'."""
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
-def spec(path: str, shape: tuple[int, ...]) -> P:
-    """The PartitionSpec of the parameter at `path`: the one rule that matches the end of the path.
+def find_rule(path: str, shape: tuple[int, ...]) -> tuple[str, P]:
+    """The name of the parameter at `path`, and the axes of its dimensions.
 
-    Scalars (counters) are replicated. Raises ValueError when no rule or several match.
+    Both by the one rule that matches; a rule matches the end of the path. Scalars (counters) are
+    replicated. Raises ValueError when no rule or several match.
     """
     if not shape:
-        return P()
-    found = [s for rule, s in RULES if re.search(rf'(^|/){rule}$', path)]
+        return path, P()
+    found = [(re.search(rf'(?:^|/)({rule})$', path), axes) for rule, axes in RULES]
+    found = [(match[1], axes) for match, axes in found if match]
     if len(found) != 1:
         raise ValueError(
             f'{len(found)} rules of sharding.RULES match {path} {shape}; it takes exactly one.'
@@ -104,18 +186,24 @@ def spec(path: str, shape: tuple[int, ...]) -> P:
     return found[0]
 
 
-def _fit(s: P, shape, mesh: Mesh) -> P:
-    """Axes that do not divide their dimension are dropped: a 2730-wide layer on 4 devices stays whole."""
-    return P(
-        *(axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(s))
-    )
+def spec(path: str, shape: tuple[int, ...]) -> P:
+    """The PartitionSpec of the parameter at `path`. Raises ValueError without exactly one rule."""
+    return find_rule(path, shape)[1]
+
+
+def _fit(wanted: P, shape, sizes: Mapping[str, int]) -> P:
+    """`wanted` without the axes that do not divide their dimension, as 4 do not divide 2730."""
+    fits = [axis and shape[i] % sizes[axis] == 0 for i, axis in enumerate(wanted)]
+    return P(*(axis if fit else None for axis, fit in zip(wanted, fits)))
 
 
 def shardings(tree, mesh: Mesh) -> dict:
     """A NamedSharding for every leaf (array or ShapeDtypeStruct) of a state, by its path."""
-    place = lambda path, leaf: NamedSharding(
-        mesh, _fit(spec(path_name(path), leaf.shape), leaf.shape, mesh)
-    )
+
+    def place(path, leaf):
+        axes = _fit(spec(path_name(path), leaf.shape), leaf.shape, mesh.shape)
+        return NamedSharding(mesh, axes)
+
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -125,7 +213,7 @@ def in_memory(places, kind: str) -> dict:
 
 
 def within(mesh: Mesh, f) -> Callable:
-    """`f`, traced with the mesh in context: a kernel that the partitioner cannot split finds its axes there."""
+    """`f`, traced with the mesh in context, where kernels that are split by hand find its axes."""
 
     @wraps(f)
     def traced(*args, **kwargs):
@@ -136,9 +224,10 @@ def within(mesh: Mesh, f) -> Callable:
 
 
 def by_rows(x) -> jax.Array:
-    """`x` [B, …], kept split over the batch axes of the mesh in context; x itself without one, or where B does not divide.
+    """`x` [B, …], kept split over the batch axes of the mesh in context.
 
-    Left alone, the partitioner may prefer to split what follows as the parameters are, and give each device the whole batch.
+    Without it the partitioner may prefer to split what follows as the parameters are, and give
+    each device the whole batch. Without a mesh, or where B does not divide, it is x itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or len(x) % (mesh.shape['data'] * mesh.shape['fsdp']):
@@ -153,22 +242,30 @@ def split_by_tensor() -> bool:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over the batch axes."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
     return NamedSharding(mesh, P())
 
 
 def spread(tree, mesh: Mesh) -> dict:
-    """Rows that every process has in full (arrays [B, …], any tree) → global arrays split over the batch axes."""
+    """Rows that every process has in full → global arrays split over the batch axes.
+
+    tree: any, of arrays [B, …].
+    """
     place = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, place, lambda i: np.asarray(x)[i]), tree
-    )
+
+    def put(rows):
+        rows = np.asarray(rows)
+        return jax.make_array_from_callback(rows.shape, place, rows.__getitem__)
+
+    return jax.tree.map(put, tree)
 
 
 def to_device(batch, mesh: Mesh) -> dict:
-    """This process's rows of a batch (numpy, any tree) → global arrays split over the batch axes."""
+    """This process's rows of a batch (numpy) → global arrays split over the batch axes."""
     place = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)

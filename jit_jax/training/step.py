@@ -1,6 +1,7 @@
-"""One training step: a batch of uint8 images → loss → a new state. Pure, and everything in one program."""
+"""One training step: a batch of uint8 images → loss → a new state, in one pure program."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,75 +10,111 @@ import optax
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model.jit import JiT
-from jit_jax.training.state import TrainState, apply_gradients
+from jit_jax.training import ema
+from jit_jax.training.ema import EMA
+from jit_jax.training.state import TrainState
 
 
-def draw(batch, key, *, model: JiT, d: Diffusion, condition: Callable, drop: float) -> dict:
-    """All that is random about a batch, and what the model will see of it.
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training step beside the state, the batch and the key."""
 
-    batch: {'image': uint8 [B, H, W, C], 'label': int32 [B], …}. condition(x, batch, key) → what the model is told
-    (`conditions.py`), lost by each row with probability `drop`. Returns {'x', 'z', 't', 'told'}, rows first.
+    model: JiT
+    diffusion: Diffusion
+    condition: Callable  # (x, batch, key) → keywords of `JiT.__call__`, as `conditions.make` gives
+    drop: float  # the probability of a row to lose its condition
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule  # of a step; the optimizer holds it too, here it is for the log
+    ema: EMA
+    accumulate: int  # parts of a batch, one after the other
+    log_every: int  # steps that the logged mean of the loss is over
+
+
+def train_step(state: TrainState, batch: dict, key, recipe: Recipe) -> tuple[TrainState, dict]:
+    """One step of a run.
+
+    batch: {'image': uint8 [B, H, W, C], 'label': int32 [B], …}. key: the run's; a step's own
+    randomness is fold_in(key, step), the same on any mesh and after any restart. Returns the next
+    state, and float32 scalars to log: the mean loss since the last line of metrics, the learning
+    rate and the gradient's norm.
+    """
+    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    drawn = draw(batch, draw_key, recipe)
+    loss, gradients = loss_and_gradients(state.params, drawn, dropout_key, recipe)
+    rate, norm = recipe.learning_rate(state.step), optax.global_norm(gradients)
+    state = apply_gradients(state, gradients, loss, recipe)
+    return state, {'loss': state.loss_mean, 'learning_rate': rate, 'grad_norm': norm}
+
+
+def draw(batch: dict, key, recipe: Recipe) -> dict:
+    """All that is random about a batch, and what the model is conditioned on.
+
+    Returns {'x': clean images [B, H, W, C] in [−1, 1], 'z': noisy ones, 't': times [B],
+    'conditioning': keywords of `JiT.__call__`}, all with rows first. Every row loses its condition
+    with probability `recipe.drop`.
     """
     t_key, noise_key, condition_key, drop_key = jax.random.split(key, 4)
+    d, model = recipe.diffusion, recipe.model
     x = conditions.from_uint8(batch['image'])
     t = objective.sample_t(t_key, len(x), d)
     z = objective.add_noise(x, d.noise_scale * jax.random.normal(noise_key, x.shape), t)
-    conditioning = condition(x, batch, condition_key)
-    if conditioning and drop:
+    conditioning = recipe.condition(x, batch, condition_key)
+    if conditioning and recipe.drop:
         conditioning = conditions.drop(
-            conditioning, drop_key, drop, p=model.patch, null_class=model.num_classes
+            conditioning, drop_key, recipe.drop, p=model.patch, null_class=model.num_classes
         )
     return {'x': x, 'z': z, 't': t, 'conditioning': conditioning}
 
 
-def batch_loss(params, drawn: dict, dropout_key, *, model: JiT, d: Diffusion) -> jax.Array:
-    """Mean v-loss over what `draw` returned."""
+def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Array:
+    """The mean v-loss over what `draw` returned: a float32 scalar."""
     x, z, t = drawn['x'], drawn['z'], drawn['t']
-    x_hat = model.apply(
-        {'params': params}, z, t, **drawn['conditioning'], train=True, rngs={'dropout': dropout_key}
+    rngs = {'dropout': dropout_key}
+    x_hat = recipe.model.apply(
+        {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
     )
-    return jnp.mean(objective.v_loss(x_hat, x, z, t, d))
+    return jnp.mean(objective.v_loss(x_hat, x, z, t, recipe.diffusion))
 
 
 def loss_and_gradients(
-    params, drawn: dict, key, loss: Callable, accumulate: int
+    params: dict, drawn: dict, dropout_key, recipe: Recipe
 ) -> tuple[jax.Array, dict]:
-    """The mean loss of a batch and its gradient, in `accumulate` parts one after the other: equal to the whole at once."""
-    value_and_grad = jax.value_and_grad(loss)
-    if accumulate == 1:
-        return value_and_grad(params, drawn, key)
-    # Row b goes to part b mod A, so that every device keeps its own rows.
-    part = lambda rows: jnp.moveaxis(rows.reshape(-1, accumulate, *rows.shape[1:]), 1, 0)
+    """The mean loss of a batch and its gradient, both float32.
 
-    def add(total, one):
-        return jax.tree.map(
-            lambda a, b: a + b / accumulate, total, value_and_grad(params, *one)
-        ), None
+    With `recipe.accumulate` parts the batch goes through one part after the other, and the parts'
+    float32 means are added up: equal to the whole at once, in less memory.
+    """
+    value_and_grad, parts = jax.value_and_grad(batch_loss), recipe.accumulate
+    if parts == 1:
+        return value_and_grad(params, drawn, dropout_key, recipe)
+
+    def part_first(rows):  # row b goes to part b mod parts, so that every device keeps its own rows
+        return jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
+
+    def add_part(total, part):
+        drawn, key = part
+        one = value_and_grad(params, drawn, key, recipe)
+        return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, one), None
 
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    return jax.lax.scan(add, zero, (jax.tree.map(part, drawn), jax.random.split(key, accumulate)))[
-        0
-    ]
+    keys = jax.random.split(dropout_key, parts)
+    total, _ = jax.lax.scan(add_part, zero, (jax.tree.map(part_first, drawn), keys))
+    return total
 
 
-def train_step(
-    state: TrainState,
-    batch,
-    key,
-    *,
-    draw,
-    loss,
-    accumulate,
-    optimizer,
-    rate: optax.Schedule,
-    average,
-    log_every,
-) -> tuple[TrainState, dict]:
-    """state, batch, the run's key → (state, metrics). Randomness is `fold_in(key, step)`: the same on any mesh."""
-    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    value, grads = loss_and_gradients(
-        state.params, draw(batch, draw_key), dropout_key, loss, accumulate
+def apply_gradients(state: TrainState, gradients: dict, loss, recipe: Recipe) -> TrainState:
+    """One step of the optimizer, and then one of every average."""
+    updates, opt = recipe.optimizer.update(gradients, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        ema=ema.update(state.ema, params, state.step, recipe.ema),
+        opt=opt,
+        loss_mean=running_mean(state.loss_mean, loss, state.step % recipe.log_every),
     )
-    metrics = {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
-    state = apply_gradients(state, grads, value, optimizer, average, log_every)
-    return state, {'loss': state.loss_mean, **metrics}
+
+
+def running_mean(mean, new, count) -> jax.Array:
+    """The mean of `count` numbers, `mean`, joined by one more; at count 0 the new number alone."""
+    return jnp.where(count == 0, new, mean + (new - mean) / (count + 1))

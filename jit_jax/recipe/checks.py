@@ -1,0 +1,237 @@
+"""Everything a user can get wrong in a config, found before any compute is spent.
+
+`check` raises UserError: one sentence that names the key and the fix.
+"""
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Callable
+
+from etils import epath
+
+from jit_jax.diffusion import conditions
+from jit_jax.diffusion.samplers import SAMPLERS
+from jit_jax.errors import UserError
+from jit_jax.model import attention, sequence, sharding
+from jit_jax.model.jit import REMAT
+from jit_jax.model.sizes import size
+
+CHOICES = {  # one of these
+    'model.tables': ('sincos', 'zero'),
+    'model.null': ('mask', 'token'),
+    'compute.dead_slots': ('skip', 'keep'),
+    'compute.scan': ('auto', True, False),
+    'compute.attention': attention.BACKENDS,
+    'compute.remat': tuple(REMAT),
+    'compute.dtype': ('auto', 'float32', 'bfloat16'),
+    'compute.deterministic': (True, False),
+    'data.kind': ('digits', 'tfds', 'folder', 'pairs'),
+    'data.flip': (True, False),
+    'model.freeze_tables': (True, False),
+    'optimizer.schedule': ('constant', 'cosine'),
+    'optimizer.mu_dtype': ('float32', 'bfloat16'),
+    'ema.memory': tuple(sharding.MEMORY),
+    'ema.warmup': (True, False),
+    'checkpoint.keep_best': (True, False),
+    'sample.sampler': tuple(SAMPLERS),
+}
+COUNTS = {  # whole numbers, at least; the batch size first, as others are derived from it
+    'batch_size': 1,
+    'steps': 1,
+    'accumulate': 1,
+    'seed': 0,
+    'log_every': 1,
+    'model.image_size': sequence.GRID,
+    'model.channels': 1,
+    'model.num_classes': 0,
+    'data.threads': 0,
+    'data.prefetch': 0,
+    'condition.factor': 1,
+    'optimizer.warmup': 0,
+    'checkpoint.every': 1,
+    'checkpoint.keep_last': 1,
+    'checkpoint.keep_every': 0,
+    'sample.every': 1,
+    'sample.num': 1,
+    'sample.steps': 1,
+    'evaluate.every': 0,
+    'evaluate.num': 2,
+    'evaluate.batch': 1,
+    'evaluate.denoise_every': 0,
+    'evaluate.denoise_num': 1,
+}
+RANGES = {  # finite numbers, from low to below high
+    'condition.drop': (0, 1),
+    'diffusion.noise_scale': (0, math.inf),
+    'diffusion.t_mean': (-math.inf, math.inf),
+    'diffusion.t_std': (0, math.inf),
+    'diffusion.t_eps': (0, 1),
+    'optimizer.base_lr': (0, math.inf),
+    'optimizer.b1': (0, 1),
+    'optimizer.b2': (0, 1),
+    'optimizer.weight_decay': (0, math.inf),
+    'optimizer.muon_rms': (0, math.inf),
+    'sample.guidance': (-math.inf, math.inf),
+    'data.max_broken': (0, 1),
+}
+TEXTS = (
+    'init_from',
+    'init_ema',
+    'model.variant',
+    'compute.cache',
+    'data.path',
+    'data.name',
+    'data.train',
+    'data.test',
+    'condition.kind',
+    'evaluate.inception',
+    'evaluate.reference',
+    'wandb.project',
+)
+
+
+def check(config) -> None:
+    """Raises UserError, one sentence that names the key and the fix, for what no run can have."""
+    for key, allowed in CHOICES.items():
+        _check_choice(key, lookup(config, key), allowed)
+    for key, low in COUNTS.items():
+        _check_count(key, lookup(config, key), low)
+    for key, (low, high) in RANGES.items():
+        _check_number(key, lookup(config, key), low, high)
+    for key in TEXTS:
+        value = lookup(config, key)
+        if not isinstance(value, str):
+            raise UserError(f'config.{key} must be text; got {value!r}.')
+    _check_tuples(config)
+    _check_what_is_here(config)
+    _check_condition(config)
+
+
+def lookup(config, key: str) -> object:
+    """The value of 'model.image_size' and the like. Raises UserError where there is no such key."""
+    value = config
+    for part in key.split('.'):
+        if not hasattr(value, 'keys') or part not in value:
+            raise UserError(f'config.{key} is missing; give it a value, as configs/uncond.py does.')
+        value = value[part]
+    return value
+
+
+def condition_slots(config) -> tuple[int, bool]:
+    """The condition patches of the programs of a config, and whether class tokens enter."""
+    options = conditions.parse(config['condition']['kind'])
+    patches = [_patches(option, config['condition']['factor']) for option in options]
+    return max(patches, default=0), any('class' in option for option in options)
+
+
+def _patches(option: list[str], factor: int) -> int:
+    """Condition patches of conditions that are given together."""
+    images = set(option) - {'class'}
+    if not images:
+        return 0
+    if images == {'super_resolution'}:
+        return (sequence.GRID // factor) ** 2
+    return sequence.GRID**2
+
+
+def _check_choice(key: str, value, allowed: tuple):
+    if any(type(value) is type(one) and value == one for one in allowed):
+        return
+    near = difflib.get_close_matches(str(value), [str(one) for one in allowed], 1)
+    hint = f', did you mean {near[0]}?' if near else '.'
+    names = ', '.join(str(one) for one in allowed)
+    raise UserError(f'config.{key} must be one of {names}; got {value!r}{hint}')
+
+
+def _check_count(key: str, value, low: int):
+    if not _is_whole(value) or value < low:
+        raise UserError(f'config.{key} must be a whole number, at least {low}; got {value!r}.')
+
+
+def _check_number(key: str, value, low: float, high: float):
+    if not _is_number(value) or not low <= value < high:
+        limits = '' if low == -math.inf else f' from {low} to below {high}'
+        raise UserError(f'config.{key} must be a finite number{limits}; got {value!r}.')
+
+
+def _check_tuples(config):
+    """The values that are several numbers."""
+    _check_rows(config, 'mesh', 3, _is_whole, 'whole numbers')
+    _check_rows(config, 'sample.interval', 2, _is_number, 'numbers')
+    _check_rows(config, 'condition.hole', 2, _is_whole, 'whole numbers')
+    low, high = config['sample']['interval']
+    if not low < high:
+        raise UserError(
+            f'config.sample.interval is (low, high) with low < high; got {(low, high)}.'
+        )
+    low, high = config['condition']['hole']
+    if not 1 <= low <= high <= sequence.GRID:
+        raise UserError(
+            'config.condition.hole is (smallest, largest) side in patches, '
+            f'1 to {sequence.GRID}; got {(low, high)}.'
+        )
+    decays = lookup(config, 'ema.decays')
+    if not isinstance(decays, tuple | list) or not decays:
+        raise UserError(
+            'config.ema.decays needs at least one decay, as samples are drawn from the first '
+            f'average; got {decays!r}.'
+        )
+    for decay in decays:
+        _check_number('ema.decays', decay, 0, 1)
+
+
+def _check_rows(config, key: str, length: int, fits: Callable, kind: str):
+    value = lookup(config, key)
+    if not isinstance(value, tuple | list) or len(value) != length or not all(map(fits, value)):
+        raise UserError(f'config.{key} must be {length} {kind}; got {value!r}.')
+
+
+def _check_what_is_here(config):
+    """Files and packages that a run needs at its start."""
+    if config['init_from'] and not epath.Path(config['init_from']).exists():
+        raise UserError(
+            f'config.init_from: there is no {config["init_from"]}; '
+            'name a run folder, a step or an export.'
+        )
+    if config['wandb']['project'] and importlib.util.find_spec('wandb') is None:
+        raise UserError(
+            'config.wandb.project needs Weights & Biases: pip install wandb, or leave it empty.'
+        )
+
+
+def _check_condition(config):
+    """What a condition needs of the model and of the data."""
+    c, m = config['condition'], config['model']
+    patch, tokens = sequence.patch_size(m['image_size']), size(m['variant'])['class_tokens']
+    options = conditions.parse(c['kind'])
+    kinds = {kind for option in options for kind in option}
+    if 'class' in kinds and not m['num_classes']:
+        raise UserError(
+            'config.condition.kind with class needs classes; set config.model.num_classes.'
+        )
+    if 'pairs' in kinds and config['data']['kind'] != 'pairs':
+        raise UserError(
+            'config.condition.kind=pairs needs config.data.kind=pairs, '
+            'a folder with target/ and cond/.'
+        )
+    if 'super_resolution' in kinds and m['image_size'] % (c['factor'] * patch):
+        raise UserError(
+            f'config.condition.factor must divide {sequence.GRID} patches; got {c["factor"]}.'
+        )
+    for option in options:
+        patches = _patches(option, c['factor'])
+        if 'class' in option and patches + tokens > sequence.COND.stop:
+            raise UserError(
+                f'config.condition.kind: {"+".join(option)} is {patches} patches and {tokens} '
+                f'class tokens, which do not fit in {sequence.COND.stop} slots; join them by | '
+                '(either) or make the condition smaller.'
+            )
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
