@@ -61,9 +61,9 @@ def passes(settings) -> tuple[int, int]:
 def flops(config, model, settings) -> float:
     """Of one image: the products of both branches × 2 for multiply and add."""
     from jit_jax.model.sizes import forward_multiply_adds
-    from jit_jax.recipe import build
+    from jit_jax.recipe import checks
 
-    (n, labelled), (with_told, with_null) = build.program(config), passes(settings)
+    (n, labelled), (with_told, with_null) = checks.condition_slots(config), passes(settings)
     return 2.0 * (
         with_told * forward_multiply_adds(model, n, labelled)
         + with_null * forward_multiply_adds(model, 0, labelled)
@@ -82,9 +82,9 @@ class Sampling:
 
         from jit_jax.diffusion import conditions, generate
         from jit_jax.model import sharding
-        from jit_jax.recipe import build
+        from jit_jax.recipe import build, checks
 
-        build.check(config)
+        checks.check(config)
         model, settings, mesh = (
             build.network(config),
             build.settings(config),

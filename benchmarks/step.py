@@ -52,12 +52,11 @@ class Training:
         import jax
 
         from jit_jax.model import sharding
-        from jit_jax.recipe import build
+        from jit_jax.recipe import build, checks
 
-        build.check(config)
-        run = build.programs(
-            config, sharding.make_mesh(config.mesh)
-        )  # no images: the step does not see where they come from
+        checks.check(config)
+        # No images: the step does not see where they come from.
+        run = build.programs(config, build.mesh(config))
         batch, key = (
             sharding.to_device(measure.noise(config), run.mesh),
             jax.random.key(config.seed),

@@ -266,7 +266,7 @@ def summary(run: Run, state) -> str:
     c = run.config
     return (
         f'JiT-{c.model.variant} at {c.model.image_size}×{c.model.image_size}: {count / 1e6:.1f} M parameters, condition {c.condition.kind}, '
-        f'{len(run.train)} images, batch {c.batch_size}, {c.steps} steps, on {devices} as mesh {dict(run.mesh.shape)}, attention {run.attention}. Compiling …'
+        f'{len(run.train)} images, batch {c.batch_size}, {c.steps} steps, on {devices} as mesh {dict(run.mesh.shape)}, {run.remarks}. Compiling …'
     )
 
 

@@ -15,7 +15,7 @@ from configs import cond, uncond
 from jit_jax.__main__ import MODULES
 from jit_jax.commands.command_line import Parser, read_config
 from jit_jax.diffusion import conditions
-from jit_jax.recipe import build
+from jit_jax.recipe import build, checks
 
 sys.path.insert(0, os.path.join(ROOT, 'docs'))
 import configuration
@@ -121,7 +121,7 @@ def test_the_condition_of_the_contributing_page_works(tiny, params):
         x = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3), minval=-1, maxval=1)
         for kind in ('posters', 'posters|inpaint'):
             config.condition.kind = kind
-            build.check(config)
+            checks.check(config)
             conditioning = build.condition(config)(x, {}, jax.random.key(1))
             out = tiny().apply({'params': params}, x, np.full(4, 0.5, np.float32), **conditioning)
             assert out.shape == x.shape and bool(np.isfinite(out).all())

@@ -22,7 +22,9 @@ from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model import jit, official, sharding, sizes
 from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import size
-from jit_jax.training import state
+from jit_jax.training import optimizer, step
+from jit_jax.training.ema import EMA
+from jit_jax.training.state import start_state
 
 GOLDENS = Path(__file__).parent / 'goldens'
 
@@ -175,21 +177,23 @@ def test_samplers(golden, sampler):
 def trained(golden, default_gradient):
     """(losses, state) after the golden's AdamW steps, each followed by both averages."""
     adamw, decays = golden.said['adamw'], tuple(golden.said['ema_decay'])
-    optimizer = state.optimizer(
-        optax.constant_schedule(adamw['lr']), *adamw['betas'], adamw['weight_decay'], muon_rms=0.0
+    rate = optax.constant_schedule(adamw['lr'])
+    recipe = step.Recipe(
+        model=golden.model(),
+        diffusion=golden.d,
+        condition=None,
+        drop=0.0,
+        optimizer=optimizer.optimizer(rate, *adamw['betas'], adamw['weight_decay'], muon_rms=0.0),
+        learning_rate=rate,
+        ema=EMA(decays),
+        accumulate=1,
+        log_every=1,
     )
-    average = partial(state.update_ema, decays=decays, warmup=False)
-    apply = jax.jit(
-        lambda s, grads, loss: state.apply_gradients(
-            s, grads, loss, optimizer, average, log_every=1
-        )
-    )
-    s, losses = (
-        jax.jit(lambda params: state.start_state(params, optimizer, decays))(golden.params),
-        [],
-    )
-    for step in zip(*(golden.arrays[f'train_{name}'] for name in ('x', 'noise', 't', 'labels'))):
-        (loss, _), grads = default_gradient(s.params, *step)
+    apply = jax.jit(partial(step.apply_gradients, recipe=recipe))
+    start = jax.jit(lambda params: start_state(params, recipe.optimizer, decays))
+    s, losses = start(golden.params), []
+    for batch in zip(*(golden.arrays[f'train_{name}'] for name in ('x', 'noise', 't', 'labels'))):
+        (loss, _), grads = default_gradient(s.params, *batch)
         s = apply(s, grads, loss)
         losses.append(loss)
     return losses, s

@@ -139,17 +139,9 @@ def activations(run) -> int:
             lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), shapes_of_a_batch(c)
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        draw = lambda batch, key: step.draw(
-            batch,
-            key,
-            model=run.model,
-            d=run.diffusion,
-            condition=run.condition,
-            drop=c.condition.drop,
-        )
-        drawn = jax.eval_shape(draw, batch, key)
+        drawn = jax.eval_shape(lambda batch, key: step.draw(batch, key, run.recipe), batch, key)
         loss = lambda p, drawn, key: jax.vjp(
-            lambda p: step.batch_loss(p, drawn, key, model=run.model, d=run.diffusion), p
+            lambda p: step.batch_loss(p, drawn, key, run.recipe), p
         )[1]
         with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
             return sum(
@@ -241,7 +233,7 @@ def table(run, report: Report) -> str:
     c, (name, memory, rate, links) = run.config, chip(run)
     flops = run.flops * c.batch_size / run.mesh.size
     title = f'JiT-{c.model.variant} at {c.model.image_size}×{c.model.image_size}, condition {c.condition.kind}, batch {c.batch_size}'
-    how = f'{run.mesh.size} × {name} as {dict(run.mesh.shape)}, {run.model.dtype}, attention {run.attention}, remat {c.compute.remat}, accumulate {c.accumulate}'
+    how = f'{run.mesh.size} × {name} as {dict(run.mesh.shape)}, remat {c.compute.remat}, accumulate {c.accumulate}; {run.remarks}'
     rows = [(kind, f'{size / GIB:.2f} GiB') for kind, size in report.bytes.items()]
     if not report.problem:
         rows += [
@@ -300,13 +292,12 @@ def table(run, report: Report) -> str:
 def published(topology: str, preset: str) -> tuple:
     """A published recipe on a pod, with as little rematerialisation as fits: (run, report)."""
     from jit_jax.configs import uncond
-    from jit_jax.model import sharding
     from jit_jax.recipe import build
 
     config, pod = uncond.get_config(preset), devices(topology)
     config.mesh = (-1, min(16, len(pod)), 1)
     while True:
-        run = build.programs(config, sharding.make_mesh(config.mesh, pod))
+        run = build.programs(config, build.mesh(config, pod))
         report, less = compile_step(run), build.less_memory(config, run.mesh)
         if not report.problem or not less:
             return run, report
@@ -349,8 +340,7 @@ def main(args: argparse.Namespace) -> None:
     config, topology = args.config, args.topology
     if (topology or '').partition(':')[0] in CHIPS or args.all:
         os.environ.update(WITHOUT_A_TPU)  # no TPU is here: libtpu must not look for one
-    from jit_jax.model import sharding
-    from jit_jax.recipe import build
+    from jit_jax.recipe import build, checks
 
     if args.all:
         print(
@@ -364,8 +354,8 @@ def main(args: argparse.Namespace) -> None:
     command_line.required(
         args, 'config', 'says what to compile, for example --config=uncond:imagenet256_l16.'
     )
-    build.check(config)
-    run = build.programs(config, sharding.make_mesh(config.mesh, devices(topology)))
+    checks.check(config)
+    run = build.programs(config, build.mesh(config, devices(topology)))
     print(
         f'Compiling for {topology or "the devices of this machine"}: a minute or two …', flush=True
     )

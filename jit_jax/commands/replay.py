@@ -8,6 +8,7 @@ trained again, which gives the same parameters; then the step is computed one op
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -98,15 +99,9 @@ def main(args: argparse.Namespace) -> None:
         if name.startswith('batch/')
     }
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    plain = run.model.clone(scan=False, remat='none')  # one operation after the other
-    drawn = draw(
-        batch,
-        draw_key,
-        model=plain,
-        d=run.diffusion,
-        condition=run.condition,
-        drop=config.condition.drop,
-    )
+    # One operation after the other.
+    plain = dataclasses.replace(run.recipe, model=run.model.clone(scan=False, remat='none'))
+    drawn = draw(batch, draw_key, plain)
     for what, tree in (('parameter', state.params), ('input', drawn)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
             if broken(leaf):
@@ -114,9 +109,7 @@ def main(args: argparse.Namespace) -> None:
                     f'Step {step}: not finite from the start is the {what} {jax.tree_util.keystr(path)}.'
                 )
                 return
-    loss = jax.value_and_grad(
-        lambda params: batch_loss(params, drawn, dropout_key, model=plain, d=run.diffusion)
-    )
+    loss = jax.value_and_grad(lambda params: batch_loss(params, drawn, dropout_key, plain))
     found = first_broken(loss, jax.device_get(state.params))
     print(
         f'Step {step}: the first NaN or infinity comes from {found}.'

@@ -401,7 +401,7 @@ def open_reference(text: str, config: dict, with_images: bool) -> tuple | list:
         raise FileNotFoundError(
             f'--reference: there is no {text}; name an .npz, a folder of images, or a split of the data set.'
         )
-    return [build.source({**config, 'data': {text: text, **config['data']}}, text)]
+    return [build.source(config, split=text)]
 
 
 class Denoising:

@@ -13,7 +13,7 @@ from configs import cond, uncond
 from jit_jax.commands import compile_check
 from jit_jax.model import sharding
 from jit_jax.model.jit import REMAT
-from jit_jax.recipe import build
+from jit_jax.recipe import build, checks
 
 
 def tiny_config(module, mesh, **changes):
@@ -84,7 +84,7 @@ def test_what_to_try_gets_smaller_until_it_fits():
         'accumulate=2',
         'accumulate=4',
     ]
-    build.check(config)
+    checks.check(config)
 
 
 def test_a_machine_that_is_not_this_one():

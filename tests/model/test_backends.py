@@ -15,7 +15,8 @@ from jit_jax.model import attention, jit, sharding
 from jit_jax.model.attention import choose, live_first, splash, take, xla
 from jit_jax.model.jit import JiT
 from jit_jax.training import step
-from jit_jax.training.state import init_state, update_ema
+from jit_jax.training.ema import EMA
+from jit_jax.training.state import init_state
 
 S = 128
 D = Diffusion(noise_scale=1.0)
@@ -174,31 +175,26 @@ def test_the_train_step_lowers_with_the_fused_kernel(platform, partial_condition
         optax.adamw(1e-4),
         lambda x, batch, key: {'cond': x, 'cond_valid': x[:, :, :8, 0].reshape(-1, 256) > 0},
     )
-    run = partial(
-        step.train_step,
-        draw=partial(
-            step.draw,
-            model=model,
-            d=D,
-            condition=conditioning if partial_condition else lambda *_: {},
-            drop=0.1,
-        ),
-        loss=partial(step.batch_loss, model=model, d=D),
-        accumulate=1,
+    recipe = step.Recipe(
+        model=model,
+        diffusion=D,
+        condition=conditioning if partial_condition else lambda *_: {},
+        drop=0.1,
         optimizer=optimizer,
-        rate=optax.constant_schedule(1e-4),
-        average=partial(update_ema, decays=(0.99,), warmup=False),
+        learning_rate=optax.constant_schedule(1e-4),
+        ema=EMA((0.99,)),
+        accumulate=1,
         log_every=1,
     )
     with jax.sharding.use_abstract_mesh(pod(platform)):
         key = jax.random.key(0)
-        state = jax.eval_shape(partial(init_state, model, optimizer=optimizer, ema=(0.99,)), key)
+        state = jax.eval_shape(partial(init_state, model, optimizer=optimizer, decays=(0.99,)), key)
         batch = {
             'image': jax.ShapeDtypeStruct((4, 32, 32, 3), np.uint8),
             'label': jax.ShapeDtypeStruct((4,), np.int32),
         }
         text = (
-            jax.jit(run)
+            jax.jit(partial(step.train_step, recipe=recipe))
             .trace(state, batch, key)
             .lower(lowering_platforms=({'gpu': 'cuda'}.get(platform, platform),))
             .as_text()

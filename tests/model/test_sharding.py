@@ -15,6 +15,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import check_batch, make_mesh, path_name, shardings, spec
 from jit_jax.model.sizes import VARIANTS, hidden_width, size
 from jit_jax.training import state
+from jit_jax.training.optimizer import optimizer as make_optimizer
 
 BIG = 1_000_000
 
@@ -26,7 +27,8 @@ def mesh(*shape):
 def leaves(variant, muon_rms=0.0):
     """Every array of a whole train state, by path; nothing is computed."""
     model = JiT(**size(variant), image_size=256, num_classes=1000)
-    optimizer = state.optimizer(optax.constant_schedule(1e-4), 0.9, 0.95, 0.0, muon_rms)
+    rate = optax.constant_schedule(1e-4)
+    optimizer = make_optimizer(rate, 0.9, 0.95, 0.0, muon_rms)
     return jax.eval_shape(
         lambda key: state.init_state(model, key, optimizer, (0.9999, 0.9996)), jax.random.key(0)
     )

@@ -6,8 +6,8 @@ import pytest
 
 from configs import cond, uncond
 from jit_jax.model import sharding
-from jit_jax.recipe import build
-from jit_jax.training import state
+from jit_jax.recipe import build, checks
+from jit_jax.training import optimizer
 
 SIZES = [
     f'imagenet{size}_{variant}{patch}'
@@ -46,7 +46,7 @@ def put(config, key, value):
 @pytest.mark.parametrize('regime, name', PRESETS, ids=lambda x: getattr(x, '__name__', x))
 def test_every_preset_is_a_run_that_could_start(regime, name):
     config = regime.get_config(name)
-    build.check(config)
+    checks.check(config)
     model, d = build.network(config), build.diffusion(config)
     assert (
         model.image_size == config.model.image_size
@@ -87,7 +87,7 @@ def test_published_recipe(regime, name):
     assert config.diffusion.to_dict() == dict(
         noise_scale=config.model.image_size / 256, t_mean=-0.8, t_std=0.8, t_eps=0.05
     )
-    rate = state.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
+    rate = optimizer.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
     assert [float(rate(s)) for s in (0, o.warmup, config.steps)] == pytest.approx([0, 2e-4, 2e-4])
     assert (o.b1, o.b2, o.weight_decay, o.muon_rms) == (0.9, 0.95, 0, 0)
     assert tuple(config.ema.decays) == (0.9999, 0.9996) and not config.ema.warmup
@@ -160,7 +160,7 @@ def test_cond_has_no_preset_that_is_none(name):
     except ValueError as error:
         assert repr(name) in str(error)
     else:
-        build.check(config)
+        checks.check(config)
 
 
 # What a user can get wrong
@@ -169,7 +169,7 @@ def test_cond_has_no_preset_that_is_none(name):
 def refused(config, key):
     """`config` ends in one sentence that names `key`."""
     with pytest.raises(ValueError) as error:
-        build.check(config)
+        checks.check(config)
         sharding.make_mesh(config.mesh, jax.devices()[:1])
     text = str(error.value)
     assert key.split('.')[-1] in text and '\n' not in text and text[-1] in '.?', text
@@ -280,7 +280,7 @@ def test_labels_need_slots_beside_the_patches():
     config = cond.get_config('digits')
     config.condition.kind = 'inpaint+class'
     with pytest.raises(ValueError, match='do not fit in 256 slots'):
-        build.check(config)
+        checks.check(config)
 
 
 def test_weights_to_start_from_must_be_there(tmp_path):
@@ -292,7 +292,7 @@ def test_weights_to_start_from_must_be_there(tmp_path):
 def test_weights_and_biases_must_be_installed(monkeypatch):
     config = uncond.get_config()
     config.wandb.project = 'digits'
-    monkeypatch.setattr(build.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, 'find_spec', lambda name: None)
     refused(config, 'wandb.project')
 
 
@@ -300,7 +300,7 @@ def test_a_near_miss_is_named():
     config = uncond.get_config('imagenet256_b16')
     config.compute.remat = 'dot'
     with pytest.raises(ValueError, match='did you mean dots'):
-        build.check(config)
+        checks.check(config)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest():

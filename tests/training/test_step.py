@@ -1,4 +1,7 @@
-from functools import cache, partial
+"""One step: what it draws, what it computes on any mesh, and what it sums in float32."""
+
+import math
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -11,8 +14,9 @@ from configs import cond
 from jit_jax.diffusion import conditions
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model import sharding
-from jit_jax.recipe import build
+from jit_jax.recipe import build, checks
 from jit_jax.training import state, step
+from jit_jax.training.ema import EMA
 
 KEY = jax.random.key(7)
 random = np.random.default_rng(0)
@@ -20,40 +24,41 @@ IMAGES = random.integers(0, 256, (8, 32, 32, 3), np.uint8)
 BATCH = {'image': IMAGES, 'label': np.arange(8, dtype=np.int32) % 5}
 
 
+def make_recipe(model, condition=lambda x, batch, key: {}, drop=0.5):
+    return step.Recipe(
+        model=model,
+        diffusion=Diffusion(noise_scale=2.0),
+        condition=condition,
+        drop=drop,
+        optimizer=optax.sgd(0.1),
+        learning_rate=optax.constant_schedule(0.1),
+        ema=EMA((0.9,)),
+        accumulate=1,
+        log_every=1,
+    )
+
+
 # What is random about a step
 
 
 def stub_step(at, key=KEY, drop=0.5):
     """What train_step draws at a step, and the key of its dropout, for a network without a body."""
-    model, d, seen = SimpleNamespace(patch=2, num_classes=5), Diffusion(noise_scale=2.0), {}
+    seen = {}
     rows = {'image': np.tile(IMAGES, (8, 1, 1, 1)), 'label': np.tile(BATCH['label'], 8)}
 
-    def loss(params, drawn, dropout_key):
+    def loss(params, drawn, dropout_key, recipe):
         seen.update(drawn, dropout=np.asarray(jax.random.key_data(dropout_key)))
         return params['w'] ** 2
 
-    start = state.start_state({'w': jnp.float32(3.0)}, optax.sgd(0.1), (0.9,)).replace(
-        step=jnp.int32(at)
-    )
-    draw = partial(
-        step.draw,
-        model=model,
-        d=d,
+    recipe = make_recipe(
+        SimpleNamespace(patch=2, num_classes=5),
         condition=conditions.make('class+inpaint', hole=(4, 12), factor=2),
         drop=drop,
     )
-    step.train_step(
-        start,
-        rows,
-        key,
-        draw=draw,
-        loss=loss,
-        accumulate=1,
-        optimizer=optax.sgd(0.1),
-        rate=optax.constant_schedule(0.1),
-        average=partial(state.update_ema, decays=(0.9,), warmup=False),
-        log_every=1,
-    )
+    start = state.start_state({'w': jnp.float32(3.0)}, recipe.optimizer, recipe.ema.decays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, 'batch_loss', loss)
+        step.train_step(start.replace(step=jnp.int32(at)), rows, key, recipe)
     t = np.asarray(seen['t'])[:, None, None, None]
     noise = (np.asarray(seen['z']) - t * seen['x']) / (1 - t)
     conditioning = seen['conditioning']
@@ -111,24 +116,21 @@ def test_nothing_is_lost_without_drop():
 
 
 def test_draw_is_the_equations():
-    d = Diffusion(noise_scale=2.0)
-    drawn = step.draw(BATCH, KEY, model=None, d=d, condition=lambda x, batch, key: {}, drop=0.5)
+    drawn = step.draw(BATCH, KEY, make_recipe(None))
     np.testing.assert_allclose(drawn['x'], IMAGES / 127.5 - 1, atol=1e-6)
     assert drawn['conditioning'] == {} and drawn['z'].dtype == drawn['x'].dtype == jnp.float32
 
 
 def test_batch_loss_is_the_mean_v_loss():
-    d, model = (
-        Diffusion(noise_scale=2.0),
-        SimpleNamespace(apply=lambda variables, z, t, train, rngs: variables['params'] * z),
-    )
-    drawn = step.draw(BATCH, KEY, model=None, d=d, condition=lambda x, batch, key: {}, drop=0.0)
+    def apply(variables, z, t, train, rngs):
+        return variables['params'] * z
+
+    recipe = make_recipe(SimpleNamespace(apply=apply, patch=2, num_classes=5), drop=0.0)
+    drawn = step.draw(BATCH, KEY, recipe)
     x, z, t = (np.asarray(drawn[name], np.float64) for name in ('x', 'z', 't'))
     share = np.maximum(1 - t, 0.05)[:, None, None, None]
     expected = np.mean(((0.5 * z - x) / share) ** 2)
-    assert float(step.batch_loss(0.5, drawn, KEY, model=model, d=d)) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert float(step.batch_loss(0.5, drawn, KEY, recipe)) == pytest.approx(expected, rel=1e-5)
 
 
 # A run on one device equals a run on eight
@@ -160,13 +162,8 @@ def make_run(shape, accumulate=1):
         'constant',
     )
     config.optimizer.muon_rms, config.log_every, config.ema.decays = 0.0, 2, (0.9, 0.5)
-    count = int(np.prod(shape))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, 'source', lambda config, split: None)
-        patch.setattr(
-            sharding, 'make_mesh', partial(sharding.make_mesh, devices=jax.devices()[:count])
-        )
-        return build.run(config)
+    checks.check(config)
+    return build.programs(config, build.mesh(config, jax.devices()[: math.prod(shape)]))
 
 
 @pytest.fixture(scope='module')
