@@ -7,6 +7,8 @@ python train.py --config=configs/uncond.py:imagenet256_b16    # the published re
 
 from ml_collections import ConfigDict, FieldReference
 
+from jit_jax.hardware.compiler import CACHE
+
 IMAGENET_TRAIN = 1_281_167  # images
 SIZES = 'blhg'
 
@@ -67,7 +69,7 @@ def imagenet(preset: str) -> ConfigDict:
     # on GPUs, operations that give the same bits from run to run: slower
     config.compute.deterministic = False
     # where compiled programs stay between runs; '': nowhere
-    config.compute.cache = '~/.cache/jit_jax/xla'
+    config.compute.cache = CACHE
 
     config.data = ConfigDict()  # where images come from
     config.data.kind = 'tfds'  # digits, tfds, folder, pairs

@@ -24,6 +24,7 @@ import shutil
 import numpy as np
 
 from jit_jax.commands import command_line, environment
+from jit_jax.hardware import compiler
 from jit_jax.output.files import write_whole
 
 GUIDED = 1.5  # beside a run that samples without guidance, the guidance that PSNR and SSIM are shown with
@@ -323,6 +324,7 @@ def define_flags(parser: command_line.Parser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     environment.use_cpu_cores(args.batch)
+    compiler.configure()
     command_line.required(
         args, 'workdir', 'says which run to measure, for example --workdir=runs/uncond.'
     )

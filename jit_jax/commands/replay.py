@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jit_jax import loop
 from jit_jax.commands import command_line, environment
+from jit_jax.hardware import compiler
 from jit_jax.model import sizes
 from jit_jax.model.sharding import to_device
 from jit_jax.recipe import build
@@ -80,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
     stored = json.loads((epath.Path(workdir) / 'config.json').read_text())
     config = ConfigDict({name: value for name, value in stored.items() if name != 'classes'})
     environment.use_cpu_cores(config.batch_size, sizes.size(config.model.variant)['width'])
+    compiler.configure(deterministic=config.compute.deterministic, cache=config.compute.cache)
     run, checkpoints = build.run(config), checkpoint.Checkpoints(workdir, keep_last=1)
     state = (
         checkpoints.restore(good, run.like)

@@ -21,6 +21,7 @@ from jit_jax import trained
 from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.evaluation import preview
+from jit_jax.hardware import compiler
 from jit_jax.output.images import save_png
 
 
@@ -97,6 +98,7 @@ def load_labels(names, num: int, model) -> np.ndarray:
 
 def main(args: argparse.Namespace) -> None:
     environment.use_cpu_cores(args.batch)
+    compiler.configure()
     command_line.required(
         args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
     )

@@ -16,6 +16,7 @@ from jit_jax import loop
 from jit_jax.commands import command_line, environment
 from jit_jax.commands.command_line import Parser
 from jit_jax.configs import cond, uncond
+from jit_jax.hardware import compiler
 from jit_jax.model import sizes
 from jit_jax.recipe import build
 
@@ -42,6 +43,8 @@ def main(args: argparse.Namespace) -> None:
     workdir = args.workdir or os.path.join('runs', args.config_name)
     width = sizes.size(args.config.model.variant)['width']
     environment.use_cpu_cores(args.config.batch_size, width)
+    compute = args.config.compute
+    compiler.configure(deterministic=compute.deterministic, cache=compute.cache)
     environment.join_processes(args)
     loop.train(build.run(args.config), workdir, yes=args.yes)
 

@@ -2,12 +2,11 @@
 
 import os
 
-import jax
-
 DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
+CACHE = '~/.cache/jit_jax/xla'  # of each user, where nothing else is said
 
 
-def configure(*, deterministic: bool, cache: str) -> None:
+def configure(*, deterministic: bool = False, cache: str = CACHE) -> None:
     """Sets up the compiler; to be called before JAX makes its devices.
 
     deterministic: GPU operations that give the same bits from run to run; slower. CPUs and TPUs
@@ -21,6 +20,8 @@ def configure(*, deterministic: bool, cache: str) -> None:
     if cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         folder = os.path.expanduser(cache)
         if _writable(folder):
+            import jax  # here, as configs and help read this module without it
+
             jax.config.update('jax_compilation_cache_dir', folder)
 
 
