@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from jit_jax.hardware import hlo
 from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import size
 
@@ -146,3 +147,13 @@ def finished(env, tmp_path_factory):
 
     cwd = tmp_path_factory.mktemp('finished')
     return cwd, train(cwd, env)
+
+
+@pytest.fixture(scope='session')
+def program():
+    """A name in tests/hardware/programs → that optimised program, parsed."""
+
+    def parsed(name: str) -> hlo.Program:
+        return hlo.parse((ROOT / f'tests/hardware/programs/{name}.hlo').read_text())
+
+    return parsed
