@@ -3,11 +3,13 @@
 Hosts ship uint8 numpy arrays; nothing here touches a device.
 """
 
+from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.pipeline import eval_batches, train_batches
 from jit_jax.data.preprocess import center_crop, condition_image, decode
 from jit_jax.data.sources import Source, absolute, open_source
 
 __all__ = [
+    'HOLDOUTS',
     'Source',
     'absolute',
     'center_crop',

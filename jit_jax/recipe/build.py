@@ -64,7 +64,9 @@ class Run(Programs):
     @property
     def record(self) -> dict:
         """What config.json and every checkpoint say about the run."""
-        return self.config.to_dict() | {'classes': list(self.train.classes)}
+        record = self.config.to_dict() | {'classes': list(self.train.classes)}
+        record['data']['path'] = data.absolute(record['data']['path'])  # sampled from elsewhere
+        return record
 
 
 def run(config: ConfigDict) -> Run:
@@ -174,6 +176,7 @@ def source(config, which: str = '', *, split: str = '') -> data.Source:
         path=d['path'] or None,
         name=d['name'] or None,
         max_broken=d['max_broken'],
+        holdout=d['holdout'] if 'holdout' in d else 'spread',  # older runs had no choice
         image_size=m['image_size'],
         channels=m['channels'],
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from jit_jax import data
 from jit_jax.diffusion import conditions
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
@@ -27,6 +28,7 @@ CHOICES = {  # one of these
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
     'compute.deterministic': (True, False),
     'data.kind': ('digits', 'tfds', 'folder', 'pairs'),
+    'data.holdout': data.HOLDOUTS,
     'data.flip': (True, False),
     'model.freeze_tables': (True, False),
     'optimizer.schedule': ('constant', 'cosine'),

@@ -1,8 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 
 from configs import cond, uncond
 from jit_jax.model import sharding
@@ -247,6 +249,7 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'data.threads': [-1],
         'data.prefetch': [-1],
         'data.max_broken': [-0.1],
+        'data.holdout': ['head', ''],
     }.items(),
 )
 def test_values_no_run_can_have(key, values):
@@ -315,3 +318,32 @@ def test_a_cpu_computes_in_float32(dtype):
     config = uncond.get_config()
     config.compute.dtype = dtype
     assert build.network(config).dtype == jnp.float32
+
+
+def test_the_images_that_are_held_out_are_those_that_the_config_says(tmp_path):
+    for i in range(40):
+        Image.new('L', (8, 8), i).save(tmp_path / f'{i:02}.png')
+    config = uncond.get_config('folder')
+    config.data.path = str(tmp_path)
+
+    def first_held_out(config):
+        return int(build.source(config, 'test')[0]['image'].mean())
+
+    assert first_held_out(config) == 19
+    config.data.holdout = 'tail'
+    assert first_held_out(config) == 38
+    older = config.to_dict()
+    del older['data']['holdout']
+    assert first_held_out(older) == 19
+
+
+def test_a_run_records_where_its_images_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = uncond.get_config('folder')
+    config.data.path = 'photos'
+    run = SimpleNamespace(config=config, train=SimpleNamespace(classes=('a', 'b')))
+    record = build.Run.record.fget(run)
+    assert record['data']['path'] == str(tmp_path / 'photos') and record['classes'] == ['a', 'b']
+    assert config.data.path == 'photos'
+    config.data.path = ''  # where TFDS keeps its data sets
+    assert build.Run.record.fget(run)['data']['path'] == ''
