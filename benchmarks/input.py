@@ -1,8 +1,10 @@
-"""Images per second of the input pipeline, beside a plain PIL loop over the same files: python -m benchmarks.input
+"""Images per second of the input pipeline, beside a plain PIL loop over the same files.
 
-Decode, centre crop to 256 × 256, flip and stack, from JPEGs made for the purpose. Rounds alternate, so that whatever
-else the machine does hits all alike. "Per core" is per second of CPU time, and the ratio is to the plain loop's of
-the same round.
+    python -m benchmarks.input
+
+Decode, centre crop to 256 × 256, flip and stack, from JPEGs made for the purpose. Rounds alternate,
+so that whatever else the machine does hits all alike. "Per core" is per second of CPU time, and the
+ratio is to the plain loop's of the same round.
 """
 
 import argparse
@@ -21,10 +23,11 @@ from jit_jax import data
 
 _SIZE = 256
 _BATCH = 16
+PLAIN = 'plain PIL loop'
 
 
 def write_photos(folder, count):
-    """Writes JPEGs of 500 × 375 pixels with detail at every scale, as photos have, each under 64 names."""
+    """Writes JPEGs of 500 × 375 pixels, detailed at every scale as photos, each under 64 names."""
     rng = np.random.default_rng(0)
     for i in range(count):
         photo = np.full((375, 500, 3), 128.0)
@@ -54,7 +57,7 @@ def plain_loop(files):
 
 
 class Pipeline:
-    """The project's batches, with a count of the images read, so that work done ahead can be told apart."""
+    """The project's batches, and how many images were read, those ahead of need included."""
 
     def __init__(self, source, threads):
         self.source, self.threads = source, threads
@@ -74,7 +77,7 @@ class Pipeline:
         return example
 
     def run(self, count):
-        """Takes `count` batches, and waits until as many are ready ahead as before: one for each thread."""
+        """Takes `count` batches, and waits until one a thread is ready ahead, as before."""
         for _ in range(count):
             next(self.batches)
         self.taken += count
@@ -86,9 +89,29 @@ def measure(run, count):
     """Returns images/s over `count` batches, by the wall clock and per second of CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     run(count)
-    return count * _BATCH / (time.perf_counter() - wall), count * _BATCH / (
-        time.process_time() - cpu
-    )
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return count * _BATCH / wall, count * _BATCH / cpu
+
+
+def measure_in_turn(runs, rounds, batches):
+    """Runs each of `runs` in every round → by name, (images/s, images/s a core) of every round."""
+    for run in runs.values():
+        run(1)  # warms up, and fills what is made ahead
+    speeds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            speeds[name].append(measure(run, batches))
+    return speeds
+
+
+def print_table(speeds):
+    """A line for each run: medians over the rounds, and the ratio to the plain loop per core."""
+    print(f'{"":20} {"images/s":>10} {"per core":>10} {"ratio":>7}')
+    plain = [per_core for _, per_core in speeds[PLAIN]]
+    for name, rounds in speeds.items():
+        wall, per_core = (statistics.median(values) for values in zip(*rounds, strict=True))
+        ratios = [ours / loop for (_, ours), loop in zip(rounds, plain, strict=True)]
+        print(f'{name:20} {wall:10.0f} {per_core:10.0f} {statistics.median(ratios):7.2f}')
 
 
 def main():
@@ -103,26 +126,20 @@ def main():
         files = sorted(Path(folder).iterdir())
         kilobytes = statistics.mean(file.stat().st_size for file in files) / 1000
         plain = plain_loop(files)
-        runs = {'plain PIL loop': lambda count: [next(plain) for _ in range(count)]}
-        runs |= {
-            f'pipeline, {threads} threads': Pipeline(source, threads).run for threads in (0, 1, 2)
-        }
-        for run in runs.values():
-            run(1)  # warms up, and fills what is made ahead
-        speeds = {name: [] for name in runs}
-        for _ in range(options.rounds):
-            for name, run in runs.items():
-                speeds[name].append(measure(run, options.batches))
+
+        def run_plain(count):
+            for _ in range(count):
+                next(plain)
+
+        runs = {PLAIN: run_plain}
+        for threads in (0, 1, 2):
+            runs[f'pipeline, {threads} threads'] = Pipeline(source, threads).run
+        speeds = measure_in_turn(runs, options.rounds, options.batches)
     print(
-        f'JPEGs of 500 x 375 pixels and {kilobytes:.0f} KB on average; medians of {options.rounds} alternating rounds'
+        f'JPEGs of 500 x 375 pixels and {kilobytes:.0f} KB on average; medians of '
+        f'{options.rounds} alternating rounds'
     )
-    print(f'{"":20} {"images/s":>10} {"per core":>10} {"ratio":>7}')
-    for name, rounds in speeds.items():
-        wall, core = (statistics.median(values) for values in zip(*rounds, strict=True))
-        ratio = statistics.median(
-            ours[1] / loop[1] for ours, loop in zip(rounds, speeds['plain PIL loop'], strict=True)
-        )
-        print(f'{name:20} {wall:10.0f} {core:10.0f} {ratio:7.2f}')
+    print_table(speeds)
 
 
 if __name__ == '__main__':

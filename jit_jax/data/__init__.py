@@ -3,6 +3,7 @@
 Hosts ship uint8 numpy arrays; nothing here touches a device.
 """
 
+from jit_jax.data.arrays import from_arrays
 from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.pipeline import eval_batches, train_batches
 from jit_jax.data.preprocess import center_crop, condition_image, decode
@@ -16,6 +17,7 @@ __all__ = [
     'condition_image',
     'decode',
     'eval_batches',
+    'from_arrays',
     'open_source',
     'train_batches',
 ]

@@ -59,11 +59,6 @@ def open_source(
     Raises:
       UserError: when there is nothing to read, or nothing that fits the description.
     """
-    if channels not in (1, 3) or image_size < 1:
-        raise UserError(
-            f'Images need 1 or 3 channels and a positive size, not {channels} and {image_size}: '
-            'set --config.model.channels and --config.model.image_size.'
-        )
     if name is not None and kind != 'tfds':
         raise UserError(f"Only 'tfds' data sets have a name; leave {name!r} out and give the path.")
     match kind:
@@ -101,10 +96,15 @@ class Source:
         was ignored.
 
     Raises:
-      UserError: when none of a few examples can be read.
+      UserError: for other channels than 1 and 3, or when none of a few examples can be read.
     """
 
     def __init__(self, records: Records, *, image_size: int, channels: int, max_broken: float):
+        if channels not in (1, 3) or image_size < 1:
+            raise UserError(
+                f'Images need 1 or 3 channels and a positive size, not {channels} and '
+                f'{image_size}: set --config.model.channels and --config.model.image_size.'
+            )
         self.classes = records.classes
         self._records = records
         self._image_size = image_size
