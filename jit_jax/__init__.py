@@ -1,31 +1,131 @@
-"""JiT, image generation in pixel space with a plain transformer, in JAX: one sequence for every condition.
+"""JiT, image generation in pixel space with a plain transformer, in JAX: one sequence for every
+condition.
 
 model, params = jit_jax.load('runs/uncond')
 images = jit_jax.sample(model, params, jax.random.key(0), num=16)
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `import jit_jax` is quick, and starts nothing
+    import jax
+    import numpy as np
+    from ml_collections import ConfigDict
+
+    from jit_jax.trained import Model
+
 __version__ = '0.1.0'
+__all__ = ['load', 'sample', 'train']
 
 
-def load(path, ema=None) -> tuple:
-    """See `jit_jax.trained.load`."""
+def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
+    """Reads the weights of a trained run.
+
+    Args:
+      path: a run folder, a step folder, an export or a converted checkpoint.
+      ema: which weights: 'ema1', 'ema2' … are averages, 'params' the live ones; None is 'ema1', or
+        the only ones there.
+
+    Returns:
+      The model (`net`, `diffusion`, `settings`, `config`, `step`) and its parameters, a tree of
+      float32 arrays.
+
+    Raises:
+      jit_jax.errors.UserError: one sentence, where there is no such run or it is damaged.
+    """
     from jit_jax import trained
 
     return trained.load(path, ema)
 
 
-def sample(model, params, key, num=16, **kwargs) -> object:
-    """See `jit_jax.trained.sample`."""
+def sample(
+    model: Model,
+    params: dict,
+    key: jax.Array,
+    num: int = 16,
+    *,
+    cond: np.ndarray | None = None,
+    cond_valid: np.ndarray | None = None,
+    cond_grid: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    label_valid: np.ndarray | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    start: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Draws images number start … start + num − 1 of a key.
+
+    Image i depends on the key, on i and on its own condition alone, in any batching.
+
+    Args:
+      model, params: as `load` returns them.
+      key: a random key, jax.random.key(0).
+      cond: float32 [num, Hc, Wc, C] in [−1, 1], condition images of a size that the run learned.
+      cond_valid: bool [num, n], which of their patches count, rows first; all by default.
+      cond_grid: int [num, 2], each row's own grid of patches, where a run mixes sizes.
+      label: int [num], classes from 0; num_classes is the null class.
+      label_valid: bool [num], which images have a label, in a run that mixes conditions.
+      steps, sampler: of the sampler, 'heun', 'euler' or 'multistep'; None is the run's own, as
+        below.
+      guidance: the scale of classifier-free guidance, 1 for none.
+      interval: (low, high) of t in [0, 1], between which guidance is on.
+      batch_size: how many images at a time, over all devices.
+
+    Returns:
+      uint8 [num, H, W, C].
+
+    Raises:
+      jit_jax.errors.UserError: one sentence, for what the run has not learned or cannot do, before
+      anything is drawn.
+    """
     from jit_jax import trained
 
-    return trained.sample(model, params, key, num, **kwargs)
+    return trained.sample(
+        model,
+        params,
+        key,
+        num,
+        cond=cond,
+        cond_valid=cond_valid,
+        cond_grid=cond_grid,
+        label=label,
+        label_valid=label_valid,
+        steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        interval=interval,
+        start=start,
+        batch_size=batch_size,
+    )
 
 
-def train(config, workdir, *, yes=False, follow=None) -> None:
-    """Trains a config object in a folder, as `jit-jax train` does: starts, or goes on where the folder left off.
+def train(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    yes: bool = False,
+    follow: Callable[[int], None] | None = None,
+) -> None:
+    """Trains a config in a folder, as `jit-jax train` does: starts, or goes on where the folder
+    left off.
 
-    config: what `get_config` of a config file returns, with any of its values changed.
-    yes: start even what would take a CPU days. follow(step) is called after each line of metrics.
+    Ctrl-C saves and stops.
+
+    Args:
+      config: what `get_config` of a config file returns, with any of its values changed.
+      workdir: the run folder, made when it is not there.
+      yes: start even what would take a CPU days.
+      follow: called with the step after each line of metrics.
+
+    Raises:
+      jit_jax.errors.UserError: one sentence, for a config or a folder that cannot be, before
+      anything is written.
     """
     from jit_jax import loop
     from jit_jax.recipe import build

@@ -24,7 +24,8 @@ MODULES = {'compile': 'compile_check'}  # where a command's name would hide a bu
 def main(words: list[str] | None = None, program: str = 'jit-jax') -> None:
     """Runs the command that the first word names. words: those of this process by default.
 
-    Ends the process with exit code 1 after one sentence where the words, or what they name, are wrong.
+    Ends the process with exit code 1 after one sentence where the words, or what they name, are
+    wrong.
     """
     if words is None:
         environment.restart_with_variables()
@@ -53,7 +54,7 @@ def overview() -> str:
             '',
             *lines,
             '',
-            'jit-jax COMMAND --help says what a command takes; all begins with: jit-jax train --config=uncond',
+            'jit-jax COMMAND --help says what it takes. To begin: jit-jax train --config=uncond',
         ]
     )
 

@@ -1,6 +1,9 @@
-"""The library's two verbs: `jit_jax.load` a run's weights, `jit_jax.sample` images from them."""
+"""A trained run as a library uses it: its weights, images drawn from them, and one image on its
+way.
+"""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -18,10 +21,8 @@ from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
-from jit_jax.recipe import build
+from jit_jax.recipe import build, inputs
 from jit_jax.training import checkpoint
-
-SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Model:
         """x̂ for noisy images z at times t; keywords as in `JiT.__call__`."""
         return self.net.apply({'params': params}, z, t, **conditioning)
 
+    def sampling(self, **changes) -> Settings:
+        """The run's own way to sample, but for what is not None among the changes."""
+        asked = {name: value for name, value in changes.items() if value is not None}
+        return replace(self.settings, **asked)
+
 
 def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
-    """Reads a run folder, a step folder, an export or a converted checkpoint → (model, params).
-
-    ema: 'ema1', 'ema2' … or 'params' for the live weights; None: 'ema1', or the only ones there. Raises FileNotFoundError or ValueError, in one sentence.
-    """
+    """As `jit_jax.load`."""
     config, params, step = checkpoint.read_weights(path, ema)
     net, diffusion = build.network(config), build.diffusion(config)
     return Model(net, diffusion, build.settings(config), config, step), params
@@ -51,80 +54,123 @@ def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
 
 def sample(
     model: Model,
-    params,
-    key,
+    params: dict,
+    key: jax.Array,
     num: int = 16,
+    *,
+    cond: np.ndarray | None = None,
+    cond_valid: np.ndarray | None = None,
+    cond_grid: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    label_valid: np.ndarray | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    start: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """As `jit_jax.sample`."""
+    inputs.check_count('num', num, 1)
+    inputs.check_count('start', start, 0)
+    inputs.check_count('batch_size', batch_size, 1)
+    inputs.check_settings(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    given = arrays_given(
+        cond=cond,
+        cond_valid=cond_valid,
+        cond_grid=cond_grid,
+        label=label,
+        label_valid=label_valid,
+    )
+    inputs.check_conditioning(model.config, model.net, num, given)
+    inputs.check_guidance(model.config, guidance, given)
+    settings = model.sampling(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    batches = draw(model, params, key, num, given, settings, start=start, batch_size=batch_size)
+    return np.concatenate(list(batches))
+
+
+def arrays_given(**rows) -> dict[str, np.ndarray]:
+    """Those that are not None, as arrays."""
+    return {name: np.asarray(value) for name, value in rows.items() if value is not None}
+
+
+def draw(
+    model: Model,
+    params: dict,
+    key: jax.Array,
+    num: int,
+    conditioning: dict[str, np.ndarray],
+    settings: Settings,
     *,
     start: int = 0,
     batch_size: int = 64,
-    **conditioning_and_settings,
-) -> np.ndarray:
-    """Draws images number start … start + num − 1 of a key: uint8 [num, H, W, C].
+) -> Iterator[np.ndarray]:
+    """Images number start … start + num − 1 of a key, batch by batch: uint8 [at most batch_size, H,
+    W, C].
 
-    Image i depends on (key, i) and what is told about it alone, in any batching. told_and_settings: `cond` float32
-    [num, Hc, Wc, C] in [−1, 1], `cond_valid`, `label` … as in `JiT.__call__`, with num rows each; and sampler, steps,
-    guidance, interval instead of the run's own.
+    Everything has been checked. All devices of all processes draw, and every process gets every
+    image.
     """
-    settings = {
-        name: conditioning_and_settings.pop(name)
-        for name in SETTINGS
-        if name in conditioning_and_settings
-    }
-    conditioning = {name: np.asarray(rows) for name, rows in conditioning_and_settings.items()}
-    for name, rows in conditioning.items():
-        if len(rows) != num:
-            raise ValueError(
-                f'{name} has {len(rows)} rows for num={num} images; give one row an image.'
-            )
     mesh = make_mesh((-1, 1, 1))
-    how = replace(model.settings, **settings)
-    run = compiled_sampler(model.net, model.diffusion, how.sampler, how.steps, mesh)
+    run = compiled_sampler(model.net, model.diffusion, settings.sampler, settings.steps, mesh)
     params = jax.device_put(params, replicated(mesh))
     size = whole_rows(min(batch_size, num), mesh)
-    images = []
     for first in range(0, num, size):
-        rows = (
-            np.arange(first, first + size) % num
-        )  # the last batch is padded, so that one program serves all
-        batch = {name: v[rows] for name, v in conditioning.items()}
+        # The last batch is filled up with images from the start: one program serves all.
+        rows = np.arange(first, first + size) % num
+        batch = {name: values[rows] for name, values in conditioning.items()}
         z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
-        images.append(
-            to_uint8(
-                process_allgather(run(params, z, batch, how.guidance, how.interval), tiled=True)
-            )
-        )
-    return np.concatenate(images)[:num]
+        images = run(params, z, batch, settings.guidance, settings.interval)
+        yield to_uint8(process_allgather(images, tiled=True))[: num - first]
 
 
 def trajectory(
-    model: Model, params, key, **conditioning_and_settings
+    model: Model,
+    params: dict,
+    key: jax.Array,
+    *,
+    cond: np.ndarray | None = None,
+    cond_valid: np.ndarray | None = None,
+    cond_grid: np.ndarray | None = None,
+    label: np.ndarray | None = None,
+    label_valid: np.ndarray | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler, float32 [H, W, C] in about [−1, 1].
+    """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler.
 
-    told_and_settings: as in `sample`, one row each.
+    Arguments and errors as in `jit_jax.sample`, with one row each. z_t and x̂ are float32 [H, W, C]
+    in about [−1, 1].
     """
-    settings = {
-        name: conditioning_and_settings.pop(name)
-        for name in SETTINGS
-        if name in conditioning_and_settings
-    }
-    seen = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
+    inputs.check_settings(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    given = arrays_given(
+        cond=cond,
+        cond_valid=cond_valid,
+        cond_grid=cond_grid,
+        label=label,
+        label_valid=label_valid,
+    )
+    inputs.check_conditioning(model.config, model.net, 1, given)
+    inputs.check_guidance(model.config, guidance, given)
+    settings = model.sampling(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    passes = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
 
     def watch(t, z, x_hat):
-        seen[float(t)] = (np.asarray(z[0]), np.asarray(x_hat[0]))
+        passes[float(t)] = (np.asarray(z[0]), np.asarray(x_hat[0]))
 
-    how = replace(model.settings, **settings)
     run = partial(
         generate,
         model=model.net,
         d=model.diffusion,
-        sampler=how.sampler,
-        steps=how.steps,
+        sampler=settings.sampler,
+        steps=settings.steps,
         watch=watch,
     )
-    guidance = guidance_arguments(how.guidance, how.interval)
+    scale_and_interval = guidance_arguments(settings.guidance, settings.interval)
     z = noise(key, 0, 1, model.net)
-    z = jax.jit(run)(params, z, conditioning_and_settings, *guidance)
+    z = jax.jit(run)(params, z, given, *scale_and_interval)
     jax.effects_barrier()
-    seen[1.0] = (np.asarray(z[0]), np.asarray(z[0]))
-    return [(t, *seen[t]) for t in sorted(seen)]
+    passes[1.0] = (np.asarray(z[0]), np.asarray(z[0]))
+    return [(t, *passes[t]) for t in sorted(passes)]

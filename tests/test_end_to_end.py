@@ -81,6 +81,12 @@ def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finishe
         cwd,
     )
     assert Image.open(cwd / 'cond.png').size == (2 + 1 * (3 * 32 + 2), 2 + 4 * (32 + 2))
+    holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
+    holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
+    holed.save(cwd / 'holed.png')
+    fill = ['sample', '--workdir=runs/cond', '--cond=holed.png', '--num=2', '--steps=2']
+    run(['-m', 'jit_jax', *fill, '--out=filled.png'], env, cwd)
+    assert Image.open(cwd / 'filled.png').size[0] == 2 + 2 * 32 + 2
     # and back: a run without a condition starts from one with
     assert 'Starting from ema2' in train(
         cwd,
@@ -111,12 +117,6 @@ def test_sample_writes_what_was_asked_for(finished, env):
     assert (
         np.abs(np.load(cwd / 'three.npz')['arr_0'].astype(int) - five[:3]).max() <= 1
     )  # image i is image i in any batching
-    run([*base, '--num=2', '--label=3,7', '--guidance=2', '--out=label.png'], env, cwd)
-    holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
-    holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
-    holed.save(cwd / 'holed.png')
-    run([*base, '--num=2', '--cond=holed.png', '--out=filled.png'], env, cwd)
-    assert Image.open(cwd / 'filled.png').size[0] == 2 + 2 * 32 + 2
 
 
 def test_one_device_equals_eight(finished, env, tmp_path):
@@ -307,6 +307,8 @@ def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyp
         env,
         tmp_path,
     )
+    some = ['sample', '--workdir=runs/uncond-folder', '--label=3,7', '--guidance=2', '--num=2']
+    run(['-m', 'jit_jax', *some, '--steps=2', '--out=label.png'], env, tmp_path)
     a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
     assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
     said = run(

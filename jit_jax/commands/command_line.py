@@ -1,6 +1,7 @@
-"""From the words of a command line to values: flags by argparse, `--config` and its keys by ml_collections.
+"""From a command line to values: flags by argparse, `--config` and its keys by ml_collections.
 
-What is wrong with the words becomes a UserError, and `run` alone turns a UserError into one sentence and exit code 1.
+What is wrong with the words becomes a UserError, and `run` alone turns a UserError into one
+sentence and exit code 1.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from jit_jax import configs
 from jit_jax.errors import UserError
 
 CONFIG_KEYS = """\
-Every key of the config is a flag too, such as --config.batch_size=16 or --config.mesh='(1,-1,1)'; the keys and what
-they mean are in docs/configuration.md and in the comments of configs/uncond.py. `jit-jax train --list` has the presets."""
+Every key of the config is a flag too, such as --config.batch_size=16 or --config.mesh='(1,-1,1)';
+the keys and what they mean are in docs/configuration.md and in the comments of configs/uncond.py.
+`jit-jax train --list` has the presets."""
 
 # Of these, all but the first are on their way to become it.
 EXPECTED = (UserError, ValueError, OSError, FloatingPointError, MemoryError)
@@ -29,7 +31,8 @@ EXPECTED = (UserError, ValueError, OSError, FloatingPointError, MemoryError)
 def run(command: ModuleType, words: list[str], program: str) -> None:
     """Runs a command: a module with a docstring, `define_flags(parser)` and `main(args)`.
 
-    A UserError ends the process with its sentence and exit code 1; every other exception keeps its traceback.
+    A UserError ends the process with its sentence and exit code 1; every other exception keeps its
+    traceback.
     """
     logging.use_absl_handler()  # libraries warn in one line, and what they merely tell is left out
     try:
@@ -41,7 +44,7 @@ def run(command: ModuleType, words: list[str], program: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of one command; its docstring is the help. Raises UserError instead of ending the process."""
+    """The flags of one command, whose docstring is the help. What is wrong is a UserError."""
 
     def __init__(self, command: ModuleType, program: str):
         description, _, examples = command.__doc__.partition('\n\n')
@@ -63,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         self.epilog = f'{self.epilog.rstrip()}\n\n{CONFIG_KEYS}'
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        """Values by flag. With a config, `args.config` is a ConfigDict or None, and `args.config_name` its name."""
+        """Words → values by flag; with a config, also `config`, a ConfigDict, and `config_name`."""
         args, rest = self.parse_known_args(words)
         overrides = []
         while self.takes_config and rest and re.match(r'--(no)?config\.', rest[0]):
@@ -151,7 +154,8 @@ def required(args: argparse.Namespace, name: str, what: str) -> None:
 
 
 def config_path(path: str) -> str:
-    """The file that `--config=path` means: the path itself, or else a config of the package by its name.
+    """The file that `--config=path` means: the path itself, or else a config of the package by its
+    name.
 
     'uncond', 'uncond.py' and 'configs/uncond.py' are the package's where there is no such file.
     """
@@ -176,7 +180,9 @@ def packaged_configs() -> list[str]:
 
 
 def example_config() -> str:
-    """The flag for the first config, as it works from here: by its path in a clone, by its name elsewhere."""
+    """The flag for the first config, as it works from here: by its path in a clone, by its name
+    elsewhere.
+    """
     path = 'configs/uncond.py'
     return f'--config={path if os.path.isfile(path) else "uncond"}'
 
@@ -189,7 +195,8 @@ def config_name(named: str) -> str:
 
 
 def read_config(named: str, overrides: list[str]) -> ConfigDict:
-    """The config of a file and preset ('configs/uncond.py:folder') with `--config.key=value` words applied, locked.
+    """The config of a file and preset ('configs/uncond.py:folder') with `--config.key=value` words
+    applied, locked.
 
     Raises UserError for a file, preset, key or value that cannot be.
     """

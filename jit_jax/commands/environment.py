@@ -1,24 +1,30 @@
-"""The process a command runs in: variables that must be set before it starts, CPU cores, and other processes."""
+"""The process a command runs in: variables that must be set before it starts, CPU cores, and other
+processes.
+"""
 
 import argparse
 import math
 import os
 import sys
+from collections.abc import Callable
 
 from jit_jax.errors import UserError
 
-# XLA's CPU runtime allocates its temporaries anew each step; with huge pages the same step is 1.5 times as fast.
-# glibc reads this when the process starts, so a command without it starts itself again. Harmless elsewhere.
+# XLA's CPU runtime allocates its temporaries anew each step; with huge pages the same step is 1.5
+# times as fast. glibc reads this when the process starts, so a command without it starts itself
+# again. Harmless elsewhere.
 VARIABLES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-# Where there is an NVIDIA driver: gathers of parameters run while products do. A TPU's compiler does so by default.
+# Where there is an NVIDIA driver: gathers of parameters run while products do. A TPU's compiler
+# does so by default.
 VARIABLES_WITH_GPU = {'XLA_FLAGS': '--xla_gpu_enable_latency_hiding_scheduler=true'}
 NVIDIA_DRIVER = '/proc/driver/nvidia/version'
-# From this width on, the cores of a CPU share each product better than the batch; see docs/performance.md.
+# From this width on, the cores of a CPU share each product better than the batch; see
+# docs/performance.md.
 WIDE = 128
 
 
 def restart_with_variables() -> None:
-    """Replaces this process by itself with the variables above set. Does nothing when none is missing.
+    """Replaces this process by itself with the variables above, unless all of them are set.
 
     To be called before JAX is imported, and only by a program that owns its process.
     """
@@ -30,12 +36,13 @@ def restart_with_variables() -> None:
 
 
 def use_cpu_cores(batch_size: int, width: int = 0) -> None:
-    """Makes each core of a CPU a device, as many as divide the batch, for a network narrower than WIDE.
+    """Makes each core of a CPU a device, as many as divide the batch, for a narrow network.
 
-    A small product that is split over two cores waits for both; a batch that is split over them does not: 0.7 to 0.9 of
-    the time for the digits, by machine. A wide network is better split by product, as every device would read all
-    parameters: 0.8 of the time for B/16. To be called before JAX starts its devices. JAX_NUM_CPU_DEVICES or XLA_FLAGS
-    in the environment override it; accelerators are not affected.
+    A small product that is split over two cores waits for both; a batch that is split over them
+    does not: 0.7 to 0.9 of the time for the digits, by machine. A network from WIDE on is better
+    split by product, as every device would read all parameters: 0.8 of the time for B/16. To be
+    called before JAX starts its devices. JAX_NUM_CPU_DEVICES or XLA_FLAGS in the environment
+    override it; accelerators are not affected.
     """
     import jax  # here, as this module is imported before a process starts itself again
 
@@ -62,7 +69,8 @@ def define_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def join_processes(args: argparse.Namespace) -> None:
-    """Joins the processes of a TPU pod, Slurm or Kubernetes job, or those that flags name; else this is the only one.
+    """Joins the processes of a TPU pod, Slurm or Kubernetes job, or those that flags name; else
+    this is the only one.
 
     Raises UserError when some of the flags are given and some are not.
     """
@@ -77,3 +85,23 @@ def join_processes(args: argparse.Namespace) -> None:
     except ValueError:  # JAX has found no cluster, which is an error only where one was named
         if named:
             raise
+
+
+def check_in_first_process(check: Callable[[], None]) -> None:
+    """Calls `check` in process 0; where it raises UserError, every process does, and none waits."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            check()
+        except UserError as error:
+            problem = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.asarray(problem is not None)).any()
+        if failed and problem is None:
+            raise UserError('Process 0 cannot go on, and says why.')
+    if problem is not None:
+        raise problem

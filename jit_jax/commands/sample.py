@@ -20,9 +20,12 @@ import numpy as np
 from jit_jax import trained
 from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.samplers import SAMPLERS
+from jit_jax.errors import UserError
 from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
+from jit_jax.output import destination
 from jit_jax.output.images import save_png
+from jit_jax.recipe import inputs
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -81,77 +84,119 @@ def load_condition(paths, num: int, net) -> dict:
     return {'cond': cond} if valid.all() else {'cond': cond, 'cond_valid': valid}
 
 
-def load_labels(names, num: int, model) -> np.ndarray:
-    """Class numbers or names, taken in turn → int32 [num]. Raises ValueError for what is not a class."""
-    classes, count = list(model.config.get('classes', [])), model.net.num_classes
-    numbers = [
-        classes.index(name) if name in classes else int(name) if name.isdigit() else -1
-        for name in names
-    ]
-    for name, number in zip(names, numbers):
-        if not 0 <= number <= count:
-            raise ValueError(
+def load_labels(names: list[str], num: int, model: trained.Model) -> np.ndarray:
+    """Class numbers or names, taken in turn → int32 [num]. Raises UserError for what is none."""
+    classes = list(model.config['classes']) if 'classes' in model.config else []
+    count = model.net.num_classes
+    numbers = []
+    for name in names:
+        if name in classes:
+            numbers.append(classes.index(name))
+        elif name.isdecimal() and int(name) <= count:
+            numbers.append(int(name))
+        else:
+            raise UserError(
                 f'--label: {name!r} is not a class of this run; it has {count}, numbered from 0.'
             )
     return np.resize(np.asarray(numbers, np.int32), num)
 
 
+def conditioning_of(
+    args: argparse.Namespace, model: trained.Model
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """What the images are conditioned on, and the truth, uint8, where held-out images are used.
+
+    The flags decide; without them, every class in turn, or what the held-out images give.
+    """
+    given = {}
+    if args.cond:
+        given |= load_condition(args.cond, args.num, model.net)
+    if args.label:
+        given['label'] = load_labels(args.label, args.num, model)
+    if given:
+        inputs.check_conditioning(model.config, model.net, args.num, given, prefix='--')
+        return given, None
+    if model.config['condition']['kind'] == 'class':
+        return {'label': np.arange(args.num, dtype=np.int32) % model.net.num_classes}, None
+    return preview.held_out(model.config, args.num, args.seed)
+
+
 def main(args: argparse.Namespace) -> None:
-    environment.use_cpu_cores(args.batch)
-    compiler.configure()
     command_line.required(
         args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
     )
-    kind = (
-        'folder'
-        if args.out.endswith(os.sep) or os.path.isdir(args.out)
-        else os.path.splitext(args.out)[1]
-    )
-    if kind not in ('.png', '.npz', 'folder') or (args.trajectory and kind != '.png'):
-        raise ValueError(
-            f'--out must end in .png, or without --trajectory in .npz or / for a folder; got {args.out}.'
-        )
+    check_kind(args)
+    environment.use_cpu_cores(args.batch)
+    compiler.configure()
     environment.join_processes(args)
     model, params = trained.load(args.workdir, args.ema)
-    conditioning, truth = {}, None
-    if args.cond:
-        conditioning |= load_condition(args.cond, args.num, model.net)
-    if args.label:
-        conditioning['label'] = load_labels(args.label, args.num, model)
-    if not conditioning and model.config['condition']['kind'] == 'class':
-        conditioning['label'] = np.arange(args.num, dtype=np.int32) % model.net.num_classes
-    elif not conditioning:
-        conditioning, truth = preview.held_out(model.config, args.num, args.seed)
-    chosen = {'steps': args.steps, 'sampler': args.sampler, 'guidance': args.guidance}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    key, classes = jax.random.key(args.seed), model.config.get('classes', [])
+    conditioning, truth = conditioning_of(args, model)
+    inputs.check_guidance(model.config, args.guidance, conditioning, prefix='--')
+    environment.check_in_first_process(lambda: destination.check_writable(args.out, '--out'))
     if args.trajectory:
-        path = trained.trajectory(
-            model, params, key, **{name: rows[:1] for name, rows in conditioning.items()}, **chosen
-        )
-        save_png(args.out, preview.strip(path, args.trajectory))
-        return print(f'Image 0 of step {model.step}, from t=0 to t=1, in {args.out}')
-    images = []
-    for start in range(0, args.num, args.batch):
-        rows = np.arange(
-            start, start + min(args.batch, args.num)
-        )  # always as many: one program serves all
-        part = {name: v[rows % args.num] for name, v in conditioning.items()}
-        batch = trained.sample(
-            model, params, key, len(rows), start=start, batch_size=args.batch, **part, **chosen
-        )[: args.num - start]
-        if kind == 'folder':  # written at once: memory does not grow with the number of images
-            for i, image in zip(rows, batch if jax.process_index() == 0 else ()):
-                save_png(os.path.join(args.out, f'{i:06d}.png'), image.squeeze())
-        else:
-            images.append(batch)
-    if jax.process_index():
-        return  # all of them draw, the first one writes
-    if kind == '.npz':
-        np.savez(args.out, arr_0=np.concatenate(images))
-    elif kind == '.png':
-        save_png(
-            args.out,
-            preview.sheet(np.concatenate(images), conditioning, truth, model.net, classes),
-        )
-    print(f'{args.num} images of step {model.step} in {args.out}')
+        draw_trajectory(args, model, params, conditioning)
+    else:
+        draw_images(args, model, params, conditioning, truth)
+
+
+def check_kind(args: argparse.Namespace) -> None:
+    """Raises UserError unless --out ends in what can be written."""
+    kind = destination.kind(args.out)
+    if args.trajectory and kind != destination.GRID:
+        raise UserError(f'--out must end in .png with --trajectory; got {args.out}.')
+    if kind is None:
+        raise UserError(f'--out must end in .png, .npz or / for a folder; got {args.out}.')
+
+
+def draw_trajectory(
+    args: argparse.Namespace, model: trained.Model, params: dict, conditioning: dict
+) -> None:
+    """One image on its way from noise, as one picture."""
+    path = trained.trajectory(
+        model,
+        params,
+        jax.random.key(args.seed),
+        **{name: rows[:1] for name, rows in conditioning.items()},
+        steps=args.steps,
+        sampler=args.sampler,
+        guidance=args.guidance,
+    )
+    if jax.process_index() == 0:
+        with destination.writing(args.out, '--out'):
+            save_png(args.out, preview.strip(path, args.trajectory))
+        print(f'Image 0 of step {model.step}, from t=0 to t=1, in {args.out}')
+
+
+def draw_images(
+    args: argparse.Namespace,
+    model: trained.Model,
+    params: dict,
+    conditioning: dict,
+    truth: np.ndarray | None,
+) -> None:
+    """All images, written as they come where that can be. All processes draw, the first writes."""
+
+    def picture(images):
+        classes = model.config['classes'] if 'classes' in model.config else []
+        return preview.sheet(images, conditioning, truth, model.net, classes)
+
+    kind = destination.kind(args.out)
+    if kind == destination.GRID:
+        images = destination.Grid(args.out, picture)
+    elif kind == destination.ARCHIVE:
+        images = destination.Archive(args.out, args.num)
+    else:
+        images = destination.Folder(args.out)
+    settings = model.sampling(steps=args.steps, sampler=args.sampler, guidance=args.guidance)
+    key, writes = jax.random.key(args.seed), jax.process_index() == 0
+    batches = trained.draw(
+        model, params, key, args.num, conditioning, settings, batch_size=args.batch
+    )
+    for batch in batches:
+        if writes:
+            with destination.writing(args.out, '--out'):
+                images.add(batch)
+    if writes:
+        with destination.writing(args.out, '--out'):
+            images.close()
+        print(f'{args.num} images of step {model.step} in {args.out}')

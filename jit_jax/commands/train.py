@@ -1,10 +1,10 @@
 """Trains a JiT: `uncond` pre-trains without a condition, `cond` fine-tunes with one.
 
 examples:
-  python train.py --config=configs/uncond.py                        # in a clone: digits, in minutes on a laptop
-  jit-jax train --config=uncond:folder --config.data.path=photos    # anywhere
-  jit-jax train --config=cond --config.init_from=runs/uncond        # fine-tunes that run
-  jit-jax train --list                                              # all presets
+  python train.py --config=configs/uncond.py                      # in a clone: digits, minutes
+  jit-jax train --config=uncond:folder --config.data.path=photos  # anywhere
+  jit-jax train --config=cond --config.init_from=runs/uncond      # fine-tunes that run
+  jit-jax train --list                                            # all presets
 
 The same command goes on where a stopped run was. On several hosts, run it on each.
 """

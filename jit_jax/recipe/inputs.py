@@ -1,0 +1,186 @@
+"""What a trained run can be asked for: conditioning of the kinds it learned, and ways to sample
+that exist.
+
+Everything else is a UserError before any compute is spent. A `prefix` of '--' names flags instead
+of arguments.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jit_jax.diffusion import conditions
+from jit_jax.diffusion.samplers import SAMPLERS
+from jit_jax.errors import UserError
+from jit_jax.model.jit import JiT
+from jit_jax.model.sequence import COND, GRID, condition_grid
+
+NEEDS = {'cond_valid': 'cond', 'cond_grid': 'cond', 'label_valid': 'label'}
+
+
+def check_settings(
+    *, steps=None, sampler=None, guidance=None, interval=None, prefix: str = ''
+) -> None:
+    """Raises UserError for a way to sample that cannot be; None is the run's own."""
+    if steps is not None:
+        check_count(f'{prefix}steps', steps, 1)
+    if sampler is not None and sampler not in SAMPLERS:
+        raise UserError(f'{prefix}sampler is one of {", ".join(SAMPLERS)}; got {sampler!r}.')
+    if guidance is not None and not _is_finite(guidance):
+        raise UserError(f'{prefix}guidance is a number, 1 for none; got {guidance!r}.')
+    if interval is not None:
+        fits = isinstance(interval, Sequence) and len(interval) == 2
+        if not fits or not all(map(_is_finite, interval)) or interval[0] >= interval[1]:
+            raise UserError(f'{prefix}interval is (low, high) with low < high; got {interval!r}.')
+
+
+def check_count(name: str, value, at_least: int) -> None:
+    """Raises UserError unless `value` is a whole number, `at_least` or more."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < at_least:
+        raise UserError(f'{name} is a whole number, at least {at_least}; got {value!r}.')
+
+
+def check_conditioning(
+    config: dict, net: JiT, num: int, given: dict[str, np.ndarray], *, prefix: str = ''
+) -> None:
+    """Raises UserError for conditioning that the run of `config` has not learned, or of another
+    shape.
+
+    Args:
+      config: the run's config.json.
+      net: its network.
+      num: B, how many images are asked for.
+      given: arrays by keyword of `JiT.__call__`, those that are given.
+    """
+    for name, rows in given.items():
+        if rows.ndim == 0 or len(rows) != num:
+            count = f'{len(rows)} rows' if rows.ndim else 'no rows'
+            raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
+        if name in NEEDS and NEEDS[name] not in given:
+            raise UserError(f'{prefix}{name} says what of {NEEDS[name]} counts; give that as well.')
+    learned = learned_options(config, net)
+    if 'cond' in given:
+        _check_image(given, net, learned, config, prefix)
+    if 'label' in given:
+        _check_label(given, net, learned, config, prefix)
+    if 'cond' in given and 'label' in given:
+        _check_both(given, net, learned, config, prefix)
+
+
+def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix: str = '') -> None:
+    """Raises UserError for guidance that is asked for where it does nothing, or was never
+    learned.
+    """
+    condition = config['condition']
+    if guidance in (None, 1):
+        return
+    if condition['kind'] == 'none':
+        raise UserError(
+            f'{prefix}guidance: this run learned no condition, so there is nothing to follow; '
+            'leave it out.'
+        )
+    if condition.get('drop') == 0:
+        raise UserError(
+            f'{prefix}guidance: this run never learned to go without its condition '
+            '(config.condition.drop=0); leave it out.'
+        )
+    if not given:
+        raise UserError(f'{prefix}guidance needs a condition; give {prefix}cond or {prefix}label.')
+
+
+def learned_options(config: dict, net: JiT) -> list[dict]:
+    """What each option of a run's condition makes for one image: shapes by keyword of
+    `JiT.__call__`.
+    """
+    side, channels = net.image_size, net.channels
+    condition = config['condition']
+    settings = {name: condition[name] for name in ('factor', 'hole') if name in condition}
+    if 'hole' in settings:
+        settings['hole'] = tuple(settings['hole'])  # JSON has lists
+    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    batch = {
+        'label': jax.ShapeDtypeStruct((1,), jnp.int32),
+        'cond': jax.ShapeDtypeStruct(x.shape, jnp.uint8),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    options = []
+    for names in conditions.parse(condition['kind']):
+        make = conditions.make('+'.join(names), **settings)
+        options.append(jax.eval_shape(make, x, batch, key))
+    return options
+
+
+def _check_image(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
+    cond, kind = given['cond'], config['condition']['kind']
+    grids = {condition_grid(o['cond'].shape, net.patch) for o in learned if 'cond' in o}
+    if not grids:
+        raise UserError(
+            f'{prefix}cond: this run learned no condition images (config.condition.kind={kind}); '
+            'leave it out.'
+        )
+    if not np.issubdtype(cond.dtype, np.floating) and cond.dtype != jnp.bfloat16:
+        raise UserError(
+            f'{prefix}cond is float32 in [-1, 1]; got {cond.dtype}: divide by 127.5 and subtract 1.'
+        )
+    if cond.ndim != 4 or cond.shape[3] != net.channels:
+        raise UserError(
+            f'{prefix}cond is [{len(cond)}, Hc, Wc, {net.channels}]; got {list(cond.shape)}.'
+        )
+    sizes = ' or '.join(f'{w * net.patch}×{h * net.patch}' for h, w in sorted(grids))
+    height, width = cond.shape[1:3]
+    if (height / net.patch, width / net.patch) not in grids:
+        raise UserError(
+            f'{prefix}cond is {width}×{height} pixels, and this run learned {sizes}; resize it.'
+        )
+    n = height * width // net.patch**2
+    if 'cond_valid' in given and given['cond_valid'].shape != (len(cond), n):
+        raise UserError(
+            f'{prefix}cond_valid is [{len(cond)}, {n}], one flag a patch; '
+            f'got {list(given["cond_valid"].shape)}.'
+        )
+
+
+def _check_label(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
+    label, kind = given['label'], config['condition']['kind']
+    if not any('label' in option for option in learned):
+        raise UserError(
+            f'{prefix}label: this run learned no classes (config.condition.kind={kind}); '
+            'leave it out.'
+        )
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        raise UserError(
+            f'{prefix}label is whole numbers, one for each image; got {label.dtype} '
+            f'{list(label.shape)}.'
+        )
+    for number in np.unique(label):
+        if not 0 <= number <= net.num_classes:
+            raise UserError(
+                f'{prefix}label: {number} is no class of this run; it has {net.num_classes}, '
+                'numbered from 0.'
+            )
+
+
+def _check_both(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
+    n = math.prod(condition_grid(given['cond'].shape, net.patch))
+    kind = config['condition']['kind']
+    if not any({'cond', 'label'} <= option.keys() for option in learned) and (
+        'label_valid' not in given
+    ):
+        raise UserError(
+            f'{prefix}cond and {prefix}label: this run learned either, one at a time '
+            f'(config.condition.kind={kind}); leave one of them out.'
+        )
+    if n + net.class_tokens > COND.stop:
+        raise UserError(
+            f'{prefix}cond and {prefix}label: {n} patches and {net.class_tokens} class tokens do '
+            f'not fit in {GRID * GRID} slots; leave one of them out.'
+        )
+
+
+def _is_finite(value) -> bool:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value)

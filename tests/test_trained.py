@@ -1,0 +1,147 @@
+"""The library's verbs on a model in memory: what is drawn, and what is refused before anything is."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+
+import jit_jax
+from configs import uncond
+from jit_jax import trained
+from jit_jax.diffusion.generate import Settings
+from jit_jax.diffusion.objective import Diffusion
+from jit_jax.errors import UserError
+
+KEY = jax.random.key(0)
+
+
+def config_of(kind: str, drop: float = 0.1) -> dict:
+    config = uncond.get_config()
+    config.condition.kind, config.condition.drop = kind, drop
+    return config.to_dict()
+
+
+@pytest.fixture
+def model(tiny):
+    """(kind of condition, drop) → a model of a run that learned it."""
+    settings = Settings('euler', steps=1)
+    return lambda kind, drop=0.1: trained.Model(
+        tiny(), Diffusion(noise_scale=1.0), settings, config_of(kind, drop), step=3
+    )
+
+
+def images(num: int, side: int = 32, dtype=np.float32) -> np.ndarray:
+    return np.zeros((num, side, side, 3), dtype)
+
+
+def test_both_places_of_a_verb_have_one_signature():
+    for name in ('load', 'sample'):
+        ours, theirs = (inspect.signature(getattr(m, name)) for m in (jit_jax, trained))
+        assert [*ours.parameters] == [*theirs.parameters]
+        defaults = [[p.default for p in s.parameters.values()] for s in (ours, theirs)]
+        assert defaults[0] == defaults[1]
+        assert all(p.annotation is not inspect.Parameter.empty for p in ours.parameters.values())
+
+
+def test_image_i_depends_on_the_key_and_i_alone(model, params):
+    net = model('none')
+    seven = jit_jax.sample(net, params, KEY, 7, batch_size=8)
+    assert seven.shape == (7, 32, 32, 3) and seven.dtype == np.uint8 and seven.std() > 1
+    three = jit_jax.sample(net, params, KEY, 3, start=4, batch_size=2)
+    assert np.abs(three.astype(int) - seven[4:]).max() <= 1
+    assert not np.array_equal(seven[0], seven[1])
+
+
+def test_words_that_python_refuses(model, params):
+    for mistake in ({'guidence': 3}, {'stepz': 3}, {'t': 0.5}):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{min(mistake)}'"):
+            jit_jax.sample(model('none'), params, KEY, 1, **mistake)
+
+
+REFUSED = [
+    ('none', {'num': 0}, 'num is a whole number, at least 1; got 0'),
+    ('none', {'num': 2.5}, 'num is a whole number'),
+    ('none', {'batch_size': 0}, 'batch_size is a whole number, at least 1'),
+    ('none', {'start': -1}, 'start is a whole number, at least 0'),
+    ('none', {'steps': 0}, 'steps is a whole number, at least 1; got 0'),
+    ('none', {'steps': 1.5}, 'steps is a whole number'),
+    ('none', {'sampler': 'hoin'}, "sampler is one of euler, heun, multistep; got 'hoin'"),
+    ('inpaint', {'guidance': np.nan}, 'guidance is a number, 1 for none; got nan'),
+    ('inpaint', {'guidance': np.inf}, 'guidance is a number'),
+    ('inpaint', {'guidance': 'much'}, "guidance is a number, 1 for none; got 'much'"),
+    ('inpaint', {'interval': (0.5, 0.5)}, 'interval is (low, high) with low < high'),
+    ('inpaint', {'interval': (0.1, np.nan)}, 'interval is (low, high)'),
+    ('inpaint', {'interval': 0.5}, 'interval is (low, high)'),
+    ('none', {'guidance': 2.0}, 'guidance: this run learned no condition'),
+    ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond or label'),
+    (
+        'none',
+        {'cond': images(2)},
+        'this run learned no condition images (config.condition.kind=none)',
+    ),
+    ('class', {'cond': images(2)}, 'this run learned no condition images'),
+    ('none', {'label': [0, 1]}, 'this run learned no classes (config.condition.kind=none)'),
+    ('inpaint', {'label': [0, 1]}, 'this run learned no classes'),
+    ('class', {'label': [0]}, 'label has 1 rows for 2 images; give one row an image'),
+    ('class', {'label': 3}, 'label has no rows for 2 images'),
+    ('class', {'label': [0.5, 1.0]}, 'label is whole numbers, one for each image; got float64'),
+    ('class', {'label': [[0], [1]]}, 'label is whole numbers, one for each image'),
+    ('class', {'label': [0, 6]}, 'label: 6 is no class of this run; it has 5, numbered from 0'),
+    ('class', {'label': [0, -1]}, 'label: -1 is no class'),
+    ('class', {'label_valid': [True, True]}, 'label_valid says what of label counts'),
+    ('inpaint', {'cond_valid': np.ones((2, 256), bool)}, 'cond_valid says what of cond counts'),
+    ('inpaint', {'cond': images(3)}, 'cond has 3 rows for 2 images'),
+    ('inpaint', {'cond': images(2, dtype=np.uint8)}, 'cond is float32 in [-1, 1]; got uint8'),
+    ('inpaint', {'cond': images(2)[..., :1]}, 'cond is [2, Hc, Wc, 3]; got [2, 32, 32, 1]'),
+    ('inpaint', {'cond': images(2, 16)}, 'cond is 16×16 pixels, and this run learned 32×32'),
+    ('inpaint', {'cond': images(2, 31)}, 'cond is 31×31 pixels, and this run learned 32×32'),
+    ('super_resolution', {'cond': images(2)}, 'is 32×32 pixels, and this run learned 16×16'),
+    ('inpaint|super_resolution', {'cond': images(2, 8)}, 'this run learned 16×16 or 32×32'),
+    (
+        'inpaint',
+        {'cond': images(2), 'cond_valid': np.ones((2, 255), bool)},
+        'cond_valid is [2, 256], one flag a patch; got [2, 255]',
+    ),
+    (
+        'super_resolution|class',
+        {'cond': images(2, 16), 'label': [0, 1]},
+        'this run learned either, one at a time',
+    ),
+    (
+        'inpaint+class',
+        {'cond': images(2), 'label': [0, 1]},
+        '256 patches and 4 class tokens do not fit in 256 slots',
+    ),
+]
+
+
+@pytest.mark.parametrize('kind, given, sentence', REFUSED, ids=lambda x: str(x)[:30])
+def test_what_is_refused_before_anything_is_drawn(
+    model, params, kind, given, sentence, monkeypatch
+):
+    monkeypatch.setattr(trained, 'draw', None)
+    monkeypatch.setattr(trained, 'generate', None)
+    given = {'num': 2} | given
+    with pytest.raises(UserError) as error:
+        jit_jax.sample(model(kind), params, KEY, **given)
+    text = str(error.value)
+    assert sentence in text and text.endswith('.') and '\n' not in text
+
+
+def test_guidance_that_was_never_learned(model, params):
+    with pytest.raises(UserError, match='never learned to go without its condition'):
+        jit_jax.sample(model('class', drop=0.0), params, KEY, 1, label=[1], guidance=2.0)
+
+
+def test_what_the_run_learned_is_accepted(model, params):
+    """Each row says what a run was trained with, and what may be asked of it."""
+    both = {'cond': images(2, 16), 'label': [0, 5]}
+    for kind, given in (
+        ('class', {'label': [0, 5], 'guidance': 2.0}),
+        ('inpaint', {'cond': images(2), 'cond_valid': np.ones((2, 256), bool)}),
+        ('inpaint|super_resolution', {'cond': images(2, 16)}),
+        ('super_resolution+class', both),
+        ('super_resolution|class', both | {'label_valid': [True, False]}),
+    ):
+        assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2
