@@ -12,7 +12,6 @@ it; a folder gets one file an image.
 """
 
 import argparse
-import os
 
 import jax
 import numpy as np
