@@ -77,9 +77,7 @@ def imagenet(preset: str) -> ConfigDict:
     config.data.name = 'imagenet2012'  # TFDS only
     config.data.train = 'train'  # split
     config.data.test = 'validation'  # split that is held out
-    config.data.holdout = (
-        'spread'  # of a folder without test/: every 20th file, or the tail (video)
-    )
+    config.data.holdout = 'spread'  # without test/: every 20th file, or the tail (for video)
     config.data.flip = True  # random horizontal flip
     config.data.max_broken = 0.01  # share of images that may turn out broken before a run stops
     config.data.threads = 8  # batches made at a time, each by one thread

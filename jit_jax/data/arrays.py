@@ -37,18 +37,22 @@ def from_arrays(
       UserError: without images, for other numbers of labels or conditions than images, for labels
         that are no class numbers, or when none of a few images can be read.
     """
-    if not len(images):
-        raise UserError('There are no images in memory: give at least one.')
-    for what, values in (('labels', labels), ('condition images', cond)):
-        if values is not None and len(values) != len(images):
-            raise UserError(
-                f'There are {len(images)} images and {len(values)} {what}: give one for each image.'
-            )
-    first = _picture(images[0])
-    names = tuple(classes)
+    _check_counts(images, labels, cond)
     if labels is not None:
-        labels, names = _checked_labels(labels, names)
+        labels, classes = _checked_labels(labels, tuple(classes))
     columns = {'image': images} if cond is None else {'image': images, 'cond': cond}
+    first = _picture(images[0])
+    return Source(
+        _records(columns, labels, tuple(classes)),
+        image_size=min(first.size) if image_size is None else image_size,
+        channels=_channels(first) if channels is None else channels,
+        max_broken=max_broken,
+    )
+
+
+def _records(columns: dict[str, Sequence], labels, classes: tuple[str, ...]) -> Records:
+    """Examples whose pictures are in columns, by name."""
+    count = len(columns['image'])
 
     def read(i):
         pictures = {key: _picture(column[i]) for key, column in columns.items()}
@@ -57,14 +61,19 @@ def from_arrays(
     def name(i):
         return f'image {i} in memory'
 
-    summary = f'{len(images):,} images in memory{in_classes(names)}{if_few(len(images))}.'
-    records = Records(len(images), tuple(columns), read, name, names, summary)
-    return Source(
-        records,
-        image_size=min(first.size) if image_size is None else image_size,
-        channels=_channels(first) if channels is None else channels,
-        max_broken=max_broken,
-    )
+    summary = f'{count:,} images in memory{in_classes(classes)}{if_few(count)}.'
+    return Records(count, tuple(columns), read, name, classes, summary)
+
+
+def _check_counts(images, labels, cond) -> None:
+    """Refuses no images, and other numbers of labels or conditions than images."""
+    if not len(images):
+        raise UserError('There are no images in memory: give at least one.')
+    for what, values in (('labels', labels), ('condition images', cond)):
+        if values is not None and len(values) != len(images):
+            raise UserError(
+                f'There are {len(images)} images and {len(values)} {what}: give one for each image.'
+            )
 
 
 def _picture(image) -> Image.Image:

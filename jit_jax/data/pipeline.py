@@ -57,13 +57,7 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f'--config.seed must be from 0 to 2**32 - 1, not {seed}.')
     if batch_size > len(source) and process_index == 0:
-        logging.warning(
-            'A batch of %d shows each of the %d training images about %.3g times: lower '
-            '--config.batch_size, or add images.',
-            batch_size,
-            len(source),
-            batch_size / len(source),
-        )
+        _warn_of_repeats(len(source), batch_size)
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if flip:
         stream = stream.random_map(_flip)  # keyed by the position in the stream
@@ -101,6 +95,16 @@ def eval_batches(
     indices = grain.MapDataset.range(whole_batches * batch_size)
     batches = indices.map(partial(_weighted, source)).batch(rows, drop_remainder=True)
     return _read(batches[process_index::process_count], threads, prefetch)
+
+
+def _warn_of_repeats(images: int, batch_size: int) -> None:
+    logging.warning(
+        'A batch of %d shows each of the %d training images about %.3g times: lower '
+        '--config.batch_size, or add images.',
+        batch_size,
+        images,
+        batch_size / images,
+    )
 
 
 def _rows(batch_size, process_index, process_count):

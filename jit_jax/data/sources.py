@@ -61,20 +61,23 @@ def open_source(
     """
     if name is not None and kind != 'tfds':
         raise UserError(f"Only 'tfds' data sets have a name; leave {name!r} out and give the path.")
+    records = _open_records(kind, path, name, split, holdout)
+    return Source(records, image_size=image_size, channels=channels, max_broken=max_broken)
+
+
+def _open_records(kind, path, name, split, holdout) -> Records:
     match kind:
         case 'digits':
-            records = open_digits(path, split)
+            return open_digits(path, split)
         case 'tfds':
-            records = open_tfds(path, name, split)
+            return open_tfds(path, name, split)
         case 'folder':
-            records = open_folder(existing_folder(path), split, holdout)
+            return open_folder(existing_folder(path), split, holdout)
         case 'pairs':
-            records = open_pairs(existing_folder(path), split, holdout)
-        case _:
-            raise UserError(
-                f"The kind of data must be 'digits', 'tfds', 'folder' or 'pairs', not {kind!r}."
-            )
-    return Source(records, image_size=image_size, channels=channels, max_broken=max_broken)
+            return open_pairs(existing_folder(path), split, holdout)
+    raise UserError(
+        f"--config.data.kind must be 'digits', 'tfds', 'folder' or 'pairs', not {kind!r}."
+    )
 
 
 def absolute(path: str) -> str:
