@@ -177,9 +177,10 @@ class Source:
                 raise
             except Exception as error:  # as in `load`
                 failures.append(f'{self._records.name(index)} ({_one_line(error)})')
+        of_all = f', of {len(self):,},' if len(tried) < len(self) else ''
         raise UserError(
-            f'None of the {len(tried)} images that were tried, of {len(self)}, can be read: repair '
-            f'or remove them; the first is {failures[0]}.'
+            f'None of the {len(tried)} images that were tried{of_all} can be read: repair or '
+            f'remove them; the first is {failures[0]}.'
         )
 
     def _report(self, index, error):
