@@ -1,6 +1,7 @@
 """What test files share: eight fake devices, a cache of compiled programs, and a tiny model whose outputs mean something."""
 
 import os
+import shutil
 import sys
 import zlib
 from functools import cache
@@ -122,6 +123,22 @@ def conditioning():
         'full': dict(cond=image(32, 32), cond_valid=live),
         'whole': dict(cond=image(8, 16), label=label),
     }
+
+
+@pytest.fixture(scope='session')
+def toy_run(tmp_path_factory):
+    """A run folder with checkpoints 1 and 2 of `toys`, to be copied."""
+    from toys import run_with
+
+    folder = tmp_path_factory.mktemp('toy') / 'run'
+    run_with(folder, 1, 2).close()
+    return folder
+
+
+@pytest.fixture
+def workdir(toy_run, tmp_path):
+    """A copy of `toy_run`."""
+    return Path(shutil.copytree(toy_run, tmp_path / 'run'))
 
 
 @pytest.fixture(scope='session')

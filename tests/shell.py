@@ -84,9 +84,9 @@ def timeless(folder):
 def weights(folder, which):
     import jax
 
-    from jit_jax.training import checkpoint
+    from jit_jax.training.weights import read_weights
 
-    _, tree, step = checkpoint.read_weights(str(folder), which)
+    _, tree, step = read_weights(str(folder), which)
     return [np.asarray(x) for x in jax.tree.leaves(tree)], step
 
 

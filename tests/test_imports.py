@@ -21,6 +21,8 @@ ROOMS = [
     'training',
     'configs',
     'recipe',
+    'resume',
+    'limits',
     'trained',
     'evaluation',
     'loop',

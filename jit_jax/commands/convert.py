@@ -14,7 +14,7 @@ from jit_jax.diffusion.guidance import GUIDANCE
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
 from jit_jax.model.official import from_official, load_official, save_official
-from jit_jax.training import checkpoint
+from jit_jax.training.weights import read_weights, write_weights
 
 PUBLISHED_DECAYS = [0.9999, 0.9996]  # of the averages that official files hold
 
@@ -68,14 +68,14 @@ def to_run_folder(source: Path, destination: Path, class_start: int | None, cond
     for which, state in load_official(source).items():
         architecture, trees[which] = from_official(state, class_start=class_start, cond=cond)
     config = _run_config(architecture, PUBLISHED_DECAYS[: len(trees) - 1])
-    checkpoint.write_weights(destination, config, trees.pop('params'), trees, step=0)
+    write_weights(destination, config, trees.pop('params'), trees, step=0)
 
 
 def to_pth(source: Path, destination: Path) -> None:
     """A run folder → an official .pth of its weights and its first two averages."""
     if destination.suffix != '.pth':
         raise UserError(f'A run folder becomes a .pth; got {destination}.')
-    config, params, _ = checkpoint.read_weights(source, 'params')
+    config, params, _ = read_weights(source, 'params')
     names = ['ema1', 'ema2'][: len(config['ema']['decays'])]
-    averages = {name: checkpoint.read_weights(source, name)[1] for name in names}
+    averages = {name: read_weights(source, name)[1] for name in names}
     save_official(destination, config['model'], params, averages)

@@ -13,8 +13,9 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from jit_jax.commands import command_line
-from jit_jax.training.checkpoint import PARTIAL, read_weights, write_weights
 from jit_jax.training.manifest import UNSIGNED, sign
+from jit_jax.training.storage import PARTIAL
+from jit_jax.training.weights import read_weights, write_weights
 
 
 def export(workdir: str, ema: str, out: str) -> str:

@@ -21,7 +21,7 @@ from jax.extend.core import Literal
 from jax.extend.source_info_util import summarize
 from ml_collections import ConfigDict
 
-from jit_jax import loop
+from jit_jax import loop, resume
 from jit_jax.commands import command_line, environment
 from jit_jax.hardware import compiler
 from jit_jax.model import sizes
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     state = (
         checkpoints.restore(good, run.like)
         if good
-        else loop.starting_state(run, workdir, checkpoints)[0]
+        else resume.starting_state(run, workdir, checkpoints)[0]
     )
     if int(state.step) != good:
         raise ValueError(

@@ -20,7 +20,7 @@ from jit_jax.model.official import (
     to_official,
 )
 from jit_jax.model.sizes import VARIANTS, hidden_width, size
-from jit_jax.training import checkpoint
+from jit_jax.training.weights import read_weights
 
 GOLDENS = Path(__file__).parents[1] / 'goldens'
 SIZES = {  # of the golden weights, as their .json says
@@ -401,7 +401,7 @@ def test_command_there_and_back(torch, tmp_path, capsys):
             'copy',
         ]
     )
-    config, params, step = checkpoint.read_weights(tmp_path / 'run', 'ema1')
+    config, params, step = read_weights(tmp_path / 'run', 'ema1')
     assert size(config['model']['variant'])['class_start'] == 1 and step == 0
     assert config['diffusion'] == {
         'noise_scale': 32 / 256,

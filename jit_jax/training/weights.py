@@ -1,0 +1,123 @@
+"""Weights alone, in and out: of a run, a step or an export, without the optimiser."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax.traverse_util import unflatten_dict
+
+from jit_jax.errors import UserError
+from jit_jax.training import manifest as manifests
+from jit_jax.training.differences import listed
+from jit_jax.training.manifest import MANIFEST, UNSIGNED, Damaged, sign
+from jit_jax.training.storage import PARTIAL, absolute, as_items, reason, steps
+
+
+def read_weights(path, which: str | None = None) -> tuple[dict, dict, int]:
+    """Reads one set of weights, and neither the optimiser nor the other sets → (config, tree of
+    numpy arrays, step).
+
+    path: a run folder (its newest intact step), a step folder, or an export. which: 'params',
+    'ema1', …; None: 'ema1', or the only weights there. Never writes. Raises UserError, in one
+    sentence that names what exists.
+    """
+    path = epath.Path(path)
+    try:
+        if path.suffix == '.safetensors' and path.is_file():
+            return _read_safetensors(path, which)
+        return _read_step(path, which)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+
+
+def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: int = 0) -> None:
+    """Writes a run folder with weights and no optimiser, whole or not at all. `params` may be None.
+
+    Raises UserError when something is in the way.
+    """
+    workdir = epath.Path(workdir)
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f'{workdir} is in the way; remove it or write somewhere else.')
+    staging = workdir.parent / f'{workdir.name}{PARTIAL}'
+    if staging.exists():
+        staging.rmtree()
+    folder = staging / 'checkpoints' / str(step)
+    items = {name: tree for name, tree in (('params', params), ('ema', ema)) if tree}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(absolute(folder), args=as_items(items, config=config))
+    manifests.seal(folder, {'step': step, 'metrics': {}, 'arrays': manifests.arrays(items)})
+    (staging / 'config.json').write_text(json.dumps(config, indent=1))
+    staging.rename(workdir)
+
+
+def read_config(step_folder: epath.Path) -> dict:
+    """The config that a step was saved with."""
+    return json.loads((step_folder / 'config' / 'metadata').read_text())
+
+
+def _read_step(path: epath.Path, which: str | None) -> tuple[dict, dict, int]:
+    folder, which, manifest = _newest_intact(path, which)
+    item = 'params' if which == 'params' else 'ema'
+    names = unflatten_dict(manifest['arrays'], sep='/')[item]
+    target = names if item == 'params' else {which: names[which]}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    args = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+    tree = ocp.PyTreeCheckpointHandler().restore(absolute(folder / item), args=args)
+    return read_config(folder), tree if item == 'params' else tree[which], manifest['step']
+
+
+def _newest_intact(path: epath.Path, which: str | None) -> tuple[epath.Path, str, dict]:
+    """The newest step at `path` in which these weights are intact → (folder, their name, manifest)."""
+    problem = ''
+    for folder in _candidates(path):
+        try:
+            manifest = manifests.verify(folder, 'config')
+            names = unflatten_dict(manifest['arrays'], sep='/')
+            name = _choose(which, {*names.get('ema', ()), *names.keys() & {'params'}}, folder)
+            manifests.verify(folder, 'params' if name == 'params' else 'ema')
+            return folder, name, manifest
+        except Damaged as error:
+            problem = f'; {folder.name}: {error}'
+            logging.warning('%s is passed over: %s.', folder, error)
+    if path.exists():
+        wanted = 'give a run folder, a step folder or an export'
+        raise UserError(f'{path} holds no intact checkpoint{problem}; {wanted}.')
+    near = next(parent for parent in path.parents if parent.exists())
+    there = listed(child.name for child in near.iterdir())
+    raise UserError(f'{path} does not exist; {near} holds {there}.')
+
+
+def _candidates(path: epath.Path) -> list[epath.Path]:
+    """The step folders that `path` may stand for, the newest first."""
+    if (path / MANIFEST).exists():
+        return [path]
+    root = path / 'checkpoints' if (path / 'checkpoints').exists() else path
+    return [root / str(step) for step in reversed(steps(root))]
+
+
+def _choose(which: str | None, there: set[str], place) -> str:
+    name = which or ('ema1' if 'ema1' in there or len(there) != 1 else min(there))
+    if name not in there:
+        raise UserError(f'{place} has no weights {name!r}; it has {listed(there)}.')
+    return name
+
+
+def _read_safetensors(path: epath.Path, which: str | None) -> tuple[dict, dict, int]:
+    try:
+        from safetensors.numpy import load
+    except ImportError:
+        raise UserError(f'Reading {path} needs a package: pip install safetensors.') from None
+    content = path.read_bytes()
+    try:
+        header_end = 8 + int.from_bytes(content[:8], 'little')
+        about = json.loads(content[8:header_end])['__metadata__']
+        whole = sign(content.replace(about['sha256'].encode(), UNSIGNED, 1)) == content
+    except (ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise UserError(f'{path} is damaged, or was not written by jit_jax.export.')
+    _choose(which, {about['weights']}, path)
+    return json.loads(about['config']), unflatten_dict(load(content), sep='/'), int(about['step'])

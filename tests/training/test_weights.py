@@ -1,0 +1,114 @@
+"""Weights, in and out: of a run, of a step, of an export."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from toys import CONFIG, biggest, flip, same, toy
+
+from jit_jax.commands import export
+from jit_jax.errors import UserError
+from jit_jax.training import manifest
+from jit_jax.training.weights import read_weights, write_weights
+
+
+def test_weights_of_a_run_and_of_a_step(workdir):
+    for path, step in ((workdir, 2), (workdir / 'checkpoints', 2), (workdir / 'checkpoints/1', 1)):
+        for which, tree in {
+            'params': toy(step).params,
+            **toy(step).ema,
+            None: toy(step).ema['ema1'],
+        }.items():
+            config, got, at = read_weights(path, which)
+            assert (config, at) == (CONFIG, step)
+            assert same(got, jax.tree.map(np.asarray, tree))
+
+
+def test_weights_do_not_need_the_optimiser_and_reading_never_writes(workdir):
+    for step in '12':
+        shutil.rmtree(workdir / 'checkpoints' / step / 'opt')
+    flip(biggest(workdir / 'checkpoints/2/ema'), 77)
+    before = sorted(workdir.rglob('*'))
+    assert read_weights(workdir, 'params')[2] == 2
+    assert read_weights(workdir, 'ema1')[2] == 1, 'the newest step with these weights intact'
+    assert sorted(workdir.rglob('*')) == before
+    with pytest.raises(
+        ValueError,
+        match='checkpoints/2 holds no intact checkpoint; 2: ema/.* is not what was saved',
+    ):
+        read_weights(workdir / 'checkpoints/2', 'ema1')
+
+
+def test_wrong_paths_and_names(workdir):
+    with pytest.raises(UserError, match=r'rum does not exist; .* holds run\.'):
+        read_weights(workdir.with_name('rum'))
+    with pytest.raises(UserError, match='holds no intact checkpoint; give a run folder'):
+        read_weights(workdir.parent)
+    with pytest.raises(ValueError, match="has no weights 'ema3'; it has ema1, ema2, params"):
+        read_weights(workdir, 'ema3')
+    (workdir / 'other.safetensors').write_bytes(b'hello')
+    with pytest.raises(ValueError, match='is damaged, or was not written by jit_jax.export'):
+        read_weights(workdir / 'other.safetensors')
+
+
+@pytest.mark.parametrize('name', ['out.safetensors', 'folder'])
+@pytest.mark.parametrize('which', ['params', 'ema2'])
+def test_exports(workdir, tmp_path, name, which):
+    out = tmp_path / 'deep' / name
+    said = export.export(str(workdir), which, str(out))
+    assert which in said and 'step 2' in said
+    config, got, step = read_weights(out)
+    assert (config, step) == (CONFIG, 2)
+    assert same(got, read_weights(workdir, which)[1])
+    with pytest.raises(ValueError, match=f"has no weights 'ema1'; it has {which}"):
+        read_weights(out, 'ema1')
+    assert not list(out.parent.glob('*.partial'))
+    file = out if out.is_file() else biggest(out)
+    for bit in range(0, file.stat().st_size * 8, file.stat().st_size * 8 // 20):
+        flip(file, bit)
+        with pytest.raises(ValueError, match='damaged|intact'):
+            read_weights(out)
+        flip(file, bit)
+
+
+def test_exported_arrays_are_plain_safetensors(workdir, tmp_path):
+    from safetensors.numpy import load_file
+
+    export.export(str(workdir), 'ema1', str(tmp_path / 'a.safetensors'))
+    assert set(load_file(tmp_path / 'a.safetensors')) == {'final/kernel', 'final/bias', 'blocks/w'}
+
+
+def test_write_weights_is_all_or_nothing(tmp_path, monkeypatch):
+    tree = jax.tree.map(np.asarray, toy(0).params)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, 'seal', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_weights(tmp_path / 'run', CONFIG, tree, {})
+    assert not (tmp_path / 'run').exists()
+    write_weights(tmp_path / 'run', CONFIG, tree, {'ema1': tree, 'ema2': tree}, step=7)
+    assert (
+        os.listdir(tmp_path) == ['run']
+        and json.loads((tmp_path / 'run/config.json').read_text()) == CONFIG
+    )
+    assert read_weights(tmp_path / 'run', 'ema2')[2] == 7
+    with pytest.raises(UserError, match='run is in the way'):
+        write_weights(tmp_path / 'run', CONFIG, tree, {})
+
+
+def test_the_export_command(workdir, tmp_path):
+    command = [sys.executable, '-m', 'jit_jax', 'export', f'--out={tmp_path}/x.safetensors']
+    start = lambda *more: subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    runs = [start(f'--workdir={workdir}'), start(f'--workdir={workdir}x')]
+    said = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 1], said
+    assert said[0][0].startswith('Wrote ema1 of') and (tmp_path / 'x.safetensors').exists()
+    assert 'does not exist' in said[1][1] and [error.count('\n') for _, error in said] == [0, 1], (
+        said
+    )
