@@ -158,6 +158,18 @@ def env(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def short_run(env):
+    """The first command's run, shortened, in this process: its programs are compiled once for all tests."""
+    from shell import config_of
+
+    from jit_jax.recipe import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+        yield build.run(config_of())
+
+
+@pytest.fixture(scope='session')
 def finished(env, tmp_path_factory):
     """A folder in which the first command has run to its end."""
     from shell import train

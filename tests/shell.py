@@ -24,6 +24,19 @@ SHORT = [
 ]
 
 
+def config_of():
+    """The config of the first command, shortened, for a run in the process of a test."""
+    from configs import uncond
+
+    config = uncond.get_config()
+    for flag in SHORT:
+        key, value = flag.removeprefix('--config.').split('=', 1)
+        section, _, name = key.rpartition('.')
+        place = config[section] if section else config
+        place[name] = type(place[name])(value)
+    return config
+
+
 FIRST = [
     os.path.join(ROOT, 'train.py'),
     f'--config={os.path.join(ROOT, "configs", "uncond.py")}',

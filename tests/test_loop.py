@@ -1,111 +1,202 @@
-"""What people meet first when something goes wrong: too little memory, a loss that is no number, a CPU and a month of work."""
+"""A run from top to bottom, in this process: what comes after a step, stops, and what goes wrong on the way."""
 
-import re
-from types import SimpleNamespace
+import errno
+import os
+import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shell import lines, run, start, train
+from shell import assert_same_run, lines, run, train
+from toys import listing
 
-from configs import uncond
 from jit_jax import loop
 from jit_jax.commands import replay
-from jit_jax.hardware import speed
-from jit_jax.model import sharding
-from jit_jax.model.sizes import forward_multiply_adds
-from jit_jax.recipe import build
+from jit_jax.errors import UserError
+from jit_jax.evaluation.preview import Preview
+from jit_jax.training import manifest
+from jit_jax.training.checkpoint import Checkpoints
 
 
-def a_run(config, mesh=(1, 1, 1)):
-    return SimpleNamespace(
-        config=config, mesh=sharding.make_mesh(mesh, jax.devices()[: int(np.prod(mesh))])
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The page at the end of a run has tests of its own."""
+    monkeypatch.setattr(loop.page, 'try_write', lambda *_: '')
+
+
+@pytest.fixture(scope='module')
+def straight(short_run, tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp('straight') / 'run'
+    loop.train(short_run, str(folder))
+    return folder
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the loop does after steps, in order: ('save', 4), ('draw', 6) …; nothing is drawn or measured."""
+    done = []
+    save = Checkpoints.save
+
+    def note_save(self, state, **kwargs):
+        done.append(('save', int(state.step)))
+        save(self, state, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, 'save', note_save)
+    monkeypatch.setattr(
+        Preview, 'draw', lambda self, state, step, writer: done.append(('draw', step))
     )
-
-
-# Memory
-
-
-def test_out_of_memory_says_what_to_change():
-    config = uncond.get_config('imagenet256_b16')
-    with pytest.raises(MemoryError) as error, loop.enough_memory(a_run(config)):
-        jnp.zeros(1 << 45).block_until_ready()  # 140 TB: a real refusal of the device
-    text = str(error.value)
-    assert 'out of memory with 1024 images at a time' in text and '\n' not in text
-    assert (
-        '--config.accumulate=2 (512 images at a time)' in text
-        and 'remat=dots' in text
-        and '--config.batch_size=512' in text
+    monkeypatch.setattr(
+        loop.Training, 'evaluate', lambda self, state, step: done.append(('evaluate', step))
     )
-
-
-def test_advice_is_what_the_run_accepts():
-    """Every flag that is named passes the checks of a start, and there is none that changes nothing."""
-    for batch, accumulate, remat, mesh in (
-        (8, 1, 'none', (8, 1, 1)),
-        (24, 2, 'dots', (2, 1, 1)),
-        (6, 1, 'full', (2, 1, 1)),
-        (1, 1, 'full', (1, 1, 1)),
-    ):
-        config = uncond.get_config()
-        config.batch_size, config.accumulate, config.compute.remat = batch, accumulate, remat
-        one = a_run(config, mesh)
-        text = loop.memory_advice(config, one.mesh)
-        flags = dict(re.findall(r'--config\.([a-z_.]+)=(\w+)', text))
-        assert ('compute.remat' in flags) == (remat != 'full')
-        if 'accumulate' in flags:
-            assert int(flags['accumulate']) > accumulate
-            sharding.check_batch(batch, one.mesh, int(flags['accumulate']))
-        assert ('accumulate' in flags) == (batch // accumulate > np.prod(mesh))
-
-
-def test_other_errors_stay_what_they_are():
-    with (
-        pytest.raises(jax.errors.JaxRuntimeError, match='broken'),
-        loop.enough_memory(a_run(uncond.get_config())),
-    ):
-        raise jax.errors.JaxRuntimeError('INTERNAL: broken')
-
-
-# Time
-
-
-def test_a_cpu_run_of_imagenet_says_how_long_it_takes():
-    config = uncond.get_config('imagenet256_b16')
-    flops = 6 * forward_multiply_adds(build.network(config), 0, False)
-    with pytest.raises(loop.Refused, match=r'at least [\d,]{5,} days;.*--yes'):
-        loop.check_patience(config, flops / 1e11 * config.batch_size * config.steps)
-    loop.check_patience(uncond.get_config(), 3600)
-
-
-def test_matmul_rate_is_a_rate():
-    a = np.random.default_rng(0).standard_normal((512, 512), np.float32)
-    rate = speed.matmul_rate(jnp.float32) / jax.device_count()
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    times = []
-    for _ in range(20):
-        began = speed.time.perf_counter()
-        product(a, a).block_until_ready()
-        times.append(speed.time.perf_counter() - began)
-    assert 0.2 < rate / (2 * 512**3 / min(times)) < 5
-
-
-def test_patience_is_asked_for_before_anything_is_written(env, tmp_path):
-    endless = '--config.steps=10000000000'
-    said = train(tmp_path, env, 'uncond', endless, code=1)
-    assert (
-        'On this CPU' in said
-        and '--yes' in said
-        and 'Traceback' not in said
-        and not (tmp_path / 'runs').exists()
+    monkeypatch.setattr(
+        loop.Training,
+        'evaluating_is_due',
+        lambda self, step: step in (6, 12) and not self.stop.asked,
     )
-    process = start(tmp_path, env, endless, '--yes')
-    first = process.stdout.readline()
-    process.kill()
-    process.communicate()
-    assert 'Starting fresh' in first
+    return done
+
+
+def test_save_then_preview_then_evaluate(short_run, events, tmp_path):
+    loop.train(short_run, str(tmp_path / 'run'))
+    assert events == [
+        ('save', 4),
+        ('draw', 6),
+        ('evaluate', 6),
+        ('save', 8),
+        ('save', 12),
+        ('draw', 12),
+        ('evaluate', 12),
+    ]
+
+
+# Stops.
+
+
+def kill(*signals):
+    for kind in signals:
+        os.kill(os.getpid(), kind)
+
+
+@pytest.mark.parametrize('during', ['drawing', 'evaluating', 'saving'])
+def test_a_stop_saves_and_skips_what_can_wait(
+    short_run, straight, events, monkeypatch, tmp_path, capsys, during
+):
+    """SIGTERM comes with seconds of grace. What is under way ends at once, and going on equals never having stopped."""
+    save = Checkpoints.save
+
+    def interrupted(*_):
+        kill(signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0.1)
+        events.append('went on')
+
+    def stopped_save(self, state, **kwargs):
+        if int(state.step) == 8:
+            kill(signal.SIGTERM)
+        save(self, state, **kwargs)
+
+    place = {
+        'drawing': (Preview, 'draw', interrupted),
+        'evaluating': (loop.Watch, 'look', interrupted),
+        'saving': (Checkpoints, 'save', stopped_save),
+    }
+    folder, step = tmp_path / 'run', 8 if during == 'saving' else 6
+    with monkeypatch.context() as patch:
+        if during == 'evaluating':
+            patch.setattr(loop.Training, 'evaluate', EVALUATE)
+        patch.setattr(*place[during])
+        began = time.time()
+        loop.train(short_run, str(folder))
+    assert time.time() - began < 8 and 'went on' not in events
+    assert f'Stopped by SIGTERM after step {step}: saved.' in capsys.readouterr().out
+    assert max(map(int, listing(folder))) == step
+    skipped = [event for event in events if event[0] != 'save' and event[1] >= step]
+    assert skipped == ([('draw', 6)] if during == 'evaluating' else [])
+    loop.train(short_run, str(folder))
+    assert f'Resuming {folder} at step {step}.' in capsys.readouterr().out
+    assert_same_run(straight, folder)
+
+
+EVALUATE = loop.Training.evaluate
+
+
+def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_is_good(short_run, monkeypatch, tmp_path):
+    """The first waits for the save under way, here a stuck one; the second abandons it."""
+    gate, seal, stuck = threading.Event(), manifest.seal, threading.Event()
+
+    def slow_seal(folder, about):
+        if about['step'] == 8:
+            stuck.set()
+            gate.wait(60)
+        seal(folder, about)
+
+    def press_twice():
+        stuck.wait(60)
+        for _ in range(2):
+            time.sleep(0.5)
+            kill(signal.SIGINT)
+
+    monkeypatch.setattr(manifest, 'seal', slow_seal)
+    folder = tmp_path / 'run'
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=press_twice, daemon=True).start()
+    began = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(short_run, str(folder))
+    assert time.time() - began < 30
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name == 'save-8':
+            thread.join()
+    assert listing(folder) == ['4', '8.partial'], 'nothing appears after the lock is gone'
+    assert Checkpoints(folder, keep_last=1).newest() == 4
+
+
+# What goes wrong.
+
+
+def test_out_of_memory_while_drawing_loses_no_step(short_run, monkeypatch, tmp_path):
+    def draw(*_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.')
+
+    monkeypatch.setattr(Preview, 'draw', draw)
+    folder = tmp_path / 'run'
+    short_run.config.checkpoint.every = 6
+    try:
+        with pytest.raises(
+            UserError, match='out of memory drawing 4 samples; .*--config.sample.num'
+        ):
+            loop.train(short_run, str(folder))
+    finally:
+        short_run.config.checkpoint.every = 4
+    assert listing(folder) == ['6']
+
+
+def test_a_run_that_cannot_save_its_first_checkpoint_stops(short_run, monkeypatch, tmp_path):
+    """And once it has one, storage that fails holds nothing up, but the end of the run does not call it done."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'full')
+
+    folder, seal = tmp_path / 'run', manifest.seal
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, 'seal', full)
+        with pytest.raises(UserError, match='The first checkpoint, .*/4, could not be saved'):
+            loop.train(short_run, str(folder))
+    assert [line['step'] for line in lines(folder)] == [2, 4], 'it stops there'
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            manifest, 'seal', lambda to, about: seal(to, about) if about['step'] < 8 else full()
+        )
+        with pytest.raises(UserError, match='Step 12 could not be saved; .* goes on from step 4'):
+            loop.train(short_run, str(folder))
+    assert [line['step'] for line in lines(folder)] == [2, 4, 6, 8, 10, 12]
+    assert listing(folder)[-1] == '4'
 
 
 # Not a number
