@@ -61,6 +61,8 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         resume.write_config(run, workdir)
         writer = every_process(partial(open_writer, run, workdir, start, seconds_an_image, follow))
         writer.say(how)
+        for found in dict.fromkeys([run.train.summary, run.test.summary]):
+            writer.say(found)
         writer.say(summary(run, state))
         training = Training(run, workdir, checkpoints, writer, stop, Preview(run, workdir), watch)
         step = training.steps(state, start)
