@@ -136,8 +136,9 @@ class Program:
         number = int(instruction.attribute(r'stack_frame_id=(\d+)') or 0)
         found = []
         while number in self.frames:
-            frame, number = self.frames[number]
+            frame, caller = self.frames[number]
             found.append(frame)
+            number = caller if caller < number else 0  # callers come first in the table
         return found
 
     def source(self, instruction: Instruction, package: str = 'jit_jax') -> str:
