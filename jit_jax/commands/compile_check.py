@@ -1,364 +1,205 @@
-"""Compiles the train step for devices that need not be here, and says whether it fits before anybody queues for them.
+"""Compiles the train step or the sampler for devices that need not be here: what fits, how fast.
 
 examples:
-  jit-jax compile --config=uncond:imagenet256_l16 --topology=v5e:16x16
+  jit-jax compile --config=uncond:imagenet256_l16 --topology=h100:8
+  jit-jax compile --config=uncond:imagenet256_l16 --topology=v5e:16x16 --json=l16.json
+  jit-jax compile --config=uncond:imagenet256_b16 --topology=l4 --sample
   jit-jax compile --config=uncond                     # the devices of this machine
-  jit-jax compile --all                               # every published size on TPU pods
+  jit-jax compile --all                               # every published size on pods and cards
 
-A TPU pod needs only `pip install 'jit_jax[tpu]'`, no TPU: libtpu compiles, and refuses what does not fit.
+It prints memory by kind, the bytes that kernels move, operations, collectives, the kernels that
+move the most with the line of code they come from, and a roofline: what the card would take at
+least. GPUs need `pip install 'jax[cuda12]'`, TPU pods `pip install 'jit_jax[tpu]'`, neither a
+device.
 """
 
 import argparse
-import importlib.util
-import math
-import os
-import re
-import time
-from dataclasses import dataclass, field
+import json
 
 from jit_jax.commands import command_line
 
-# Chips by generation: memory in GiB, bfloat16 TFLOP/s, and the links of a chip, both ways, in GB/s (vendor's tables).
-CHIPS = {'v4': (32, 275, 300), 'v5e': (16, 197, 200), 'v5p': (95, 459, 600), 'v6e': (32, 918, 448)}
-PODS = ('v4:4x4x4', 'v5e:4x4', 'v5e:16x16', 'v5p:4x4x4', 'v6e:16x16')
 GIB = 2**30
-WITHOUT_A_TPU = {  # libtpu must not look for one, nor mind other compilations beside this one
-    'JAX_PLATFORMS': 'cpu',
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
-
-
-@dataclass
-class Report:
-    """What the compiler said of a step. Bytes are of one chip; `problem` is its refusal, '' when it fits."""
-
-    bytes: dict = field(default_factory=dict)
-    collectives: dict = field(
-        default_factory=dict
-    )  # kind → (how often in a step, bytes of their results)
-    estimate: float = 0.0  # the compiler's own, in seconds; ≤ 0 where it has none
-    activations: int = 0  # bytes, of the temporaries or of what did not fit
-    seconds: float = 0.0  # it took to compile
-    problem: str = ''
-
-    @property
-    def sent(self) -> int:
-        """Bytes of all collectives of a step."""
-        return sum(size for _, size in self.collectives.values())
-
-
-def devices(topology: str | None) -> list:
-    """The devices of a topology. Raises ValueError, in one sentence, for one that is not known or not here."""
-    import jax
-
-    kind, _, shape = (topology or '').partition(':')
-    if kind in CHIPS:
-        from jax.experimental import topologies
-
-        if importlib.util.find_spec('libtpu') is None:
-            raise ValueError("--topology of a TPU needs libtpu: pip install 'jit_jax[tpu]'.")
-        try:  # a v4 chip has two cores that work as one device
-            more = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
-            return list(topologies.get_topology_desc(topology, platform='tpu', **more).devices)
-        except Exception as problem:
-            raise ValueError(
-                f'--topology={topology} is not a pod that libtpu knows; try one like {", ".join(PODS)}.'
-            ) from problem
-    if kind and (kind != jax.default_backend() or shape != str(jax.device_count())):
-        here = f'{jax.default_backend()}:{jax.device_count()}'
-        raise ValueError(
-            f'--topology={topology}: this machine has {here}, and only TPU pods ({", ".join(CHIPS)}) compile without one.'
-        )
-    return jax.devices()
-
-
-def shapes_of_a_batch(config) -> dict:
-    """A global batch as the data pipeline makes it."""
-    import jax
-    import numpy as np
-
-    rows, side = config.batch_size, config.model.image_size
-    image = jax.ShapeDtypeStruct((rows, side, side, config.model.channels), np.uint8)
-    return {'image': image, 'label': jax.ShapeDtypeStruct((rows,), np.int32)} | (
-        {'cond': image} if config.data.kind == 'pairs' else {}
-    )
-
-
-def compile_step(run) -> Report:
-    """Compiles the train step of `build.programs` for the devices of its mesh."""
-    import jax
-
-    report, began = Report(activations=activations(run)), time.perf_counter()
-    for name in ('params', 'ema', 'opt'):
-        leaves = jax.tree.leaves(getattr(run.like, name))
-        report.bytes[name] = sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-            for x in leaves
-            if x.sharding.memory_kind != 'pinned_host'
-        )
-    lowered = run.step.lower(
-        run.like, shapes_of_a_batch(run.config), jax.eval_shape(lambda: jax.random.key(0))
-    )
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as refused:
-        if 'RESOURCE_EXHAUSTED' not in str(refused):
-            raise
-        report.problem = ' '.join(str(refused).split(' HLO module')[0].split(': ', 2)[-1].split())
-    else:
-        memory, cost = program.memory_analysis(), program.cost_analysis() or {}
-        report.bytes['batch'] = memory.argument_size_in_bytes - sum(report.bytes.values())
-        report.bytes['activations, gradients and temporaries'] = memory.temp_size_in_bytes
-        report.bytes['results beside the state'] = (
-            memory.output_size_in_bytes - memory.alias_size_in_bytes
-        )
-        report.bytes['program'] = memory.generated_code_size_in_bytes
-        report.collectives = collectives(program.as_text())
-        report.estimate = cost.get('optimal_seconds', 0.0)
-    report.seconds = time.perf_counter() - began
-    return report
-
-
-def activations(run) -> int:
-    """Bytes a chip that the forward pass keeps for the backward pass, by their shapes: the compiler may do with less.
-
-    What grows with the batch, found from two of them, so that parameters and constants do not count.
-    """
-    import jax
-
-    from jit_jax.training import step
-
-    c = run.config
-    split = run.mesh.shape['data'] * run.mesh.shape['fsdp']
-
-    def kept(rows: int) -> int:
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), shapes_of_a_batch(c)
-        )
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        drawn = jax.eval_shape(lambda batch, key: step.draw(batch, key, run.recipe), batch, key)
-        loss = lambda p, drawn, key: jax.vjp(
-            lambda p: step.batch_loss(p, drawn, key, run.recipe), p
-        )[1]
-        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
-            return sum(
-                x.size * x.dtype.itemsize
-                for x in jax.tree.leaves(jax.eval_shape(loss, run.like.params, drawn, key))
-            )
-
-    return (kept(2 * split) - kept(split)) * (c.batch_size // c.accumulate // split) // split
-
-
-_SHAPE = re.compile(r'\b(?:pred|[a-z]+(\d+))\w*\[([\d,]*)\]')  # bits and dimensions
-_KINDS = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute'
-
-
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """What a compiled program sends: {kind: (count, bytes of the results)} in one run, loops counted as often as they turn.
-
-    A collective that runs asynchronously appears in several fusions under one channel; it counts once.
-    """
-    _, *parts = re.split(r'^(?:ENTRY )?%([\w.-]+) \(', hlo, flags=re.M)
-    bodies = dict(zip(parts[::2], parts[1::2], strict=True))
-    found, seen = {}, set()
-
-    def walk(name: str, times: int):
-        for line in bodies[name].splitlines():
-            if loop := re.search(r' while\(.*condition=%([\w.-]+), body=%([\w.-]+)', line):
-                walk(loop[2], times * turns(bodies[loop[1]], bodies[loop[2]]))
-                continue
-            sent = re.search(rf' ({_KINDS})(?:-start)?\(.*channel_id=(\d+)', line)
-            if sent and sent[2] not in seen:
-                seen.add(sent[2])
-                bits, dims = _SHAPE.search(line.partition(' = ')[2]).groups()
-                size = math.prod(int(n) for n in dims.split(',') if n) * int(bits or 8) // 8
-                count, total = found.get(sent[1], (0, 0))
-                found[sent[1]] = (count + times, total + times * size)
-            for called in re.findall(r'(?:calls|to_apply)=%([\w.-]+)', line):
-                walk(called, times)
-
-    walk(re.search(r'^ENTRY %([\w.-]+)', hlo, re.M)[1], 1)
-    return found
-
-
-def turns(condition: str, body: str) -> int:
-    """How often a loop `counter < constant` turns; the body adds 1 to the counter, or 2 where the compiler unrolled it."""
-    constants = lambda text: {
-        name: int(value) for name, value in re.findall(r'%([\w.-]+) = \S+ constant\((\d+)\)', text)
-    }
-    index = re.search(r'get-tuple-element\(.*?index=(\d+)', condition)
-    counter = index and re.search(
-        rf'%([\w.-]+) = \S+ get-tuple-element\([^)]*\), index={index[1]}\b', body
-    )
-    known, limits = constants(body), constants(condition).values()
-    added = (
-        [
-            known.get(name, 1)
-            for name in re.findall(rf' add\(%{re.escape(counter[1])}, %([\w.-]+)\)', body)
-        ]
-        if counter
-        else []
-    )
-    return max(limits, default=1) // max(min(max(added, default=1), 2), 1)
-
-
-def chip(run) -> tuple[str, float, float, float]:
-    """Its name, memory in bytes, bfloat16 FLOP/s and link bytes/s, from CHIPS; zeros where the table has none."""
-    device = run.mesh.devices.flat[0]
-    kinds = {'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p', 'TPU v6 lite': 'v6e'}
-    if device.device_kind in kinds:
-        memory, rate, links = CHIPS[kinds[device.device_kind]]
-        return device.device_kind, memory * GIB, rate * 1e12, links * 1e9
-    return device.device_kind, (device.memory_stats() or {}).get('bytes_limit', 0), 0.0, 0.0
-
-
-def advice(run) -> str | None:
-    """The next thing to try for memory, as a flag; None when all has been tried."""
-    from jit_jax.recipe import build
-
-    return next(
-        (
-            f'--config.{key}={value}'
-            for key, value in build.less_memory(run.config, run.mesh).items()
-        ),
-        None,
-    )
-
-
-def table(run, report: Report) -> str:
-    """The report as lines of markdown."""
-    c, (name, memory, rate, links) = run.config, chip(run)
-    flops = run.flops * c.batch_size / run.mesh.size
-    title = f'JiT-{c.model.variant} at {c.model.image_size}×{c.model.image_size}, condition {c.condition.kind}, batch {c.batch_size}'
-    how = f'{run.mesh.size} × {name} as {dict(run.mesh.shape)}, remat {c.compute.remat}, accumulate {c.accumulate}; {run.remarks}'
-    rows = [(kind, f'{size / GIB:.2f} GiB') for kind, size in report.bytes.items()]
-    if not report.problem:
-        rows += [
-            (
-                'in all',
-                f'{sum(report.bytes.values()) / GIB:.2f} GiB'
-                + (f' of {memory / GIB:.0f}' if memory else ''),
-            )
-        ]
-    rows += [
-        ('of it, kept for the backward pass (by shapes)', f'{report.activations / GIB:.2f} GiB')
-    ]
-    rows += [
-        (f'{kind} a step', f'{count} of {size / GIB:.2f} GiB in all')
-        for kind, (count, size) in report.collectives.items()
-    ]
-    if links:
-        rows += [
-            (
-                'at the rate of its links',
-                f'{report.sent / links * 1e3:.1f} ms, if nothing else runs',
-            )
-        ]
-    rows += [('products of a step (formula)', f'{flops / 1e12:.2f} TFLOP')]
-    if rate:
-        rows += [
-            (
-                "at the chip's peak, at half of it",
-                f'{flops / rate * 1e3:.0f} ms, {2 * flops / rate * 1e3:.0f} ms',
-            )
-        ]
-    rows += [
-        (
-            "the compiler's own estimate",
-            f'{report.estimate * 1e3:.0f} ms' if report.estimate > 0 else 'none',
-        )
-    ]
-    rows += [('compiled in', f'{report.seconds:.0f} s')]
-    lines = [
-        title,
-        how,
-        '',
-        '| of one chip | |',
-        '|---|---|',
-        *(f'| {left} | {right} |' for left, right in rows),
-        '',
-    ]
-    verdict = (
-        f'Does not fit: {report.problem} Try {advice(run) or "more chips"}.'
-        if report.problem
-        else 'Fits.'
-    )
-    return '\n'.join([*lines, verdict])
-
-
-def published(topology: str, preset: str) -> tuple:
-    """A published recipe on a pod, with as little rematerialisation as fits: (run, report)."""
-    from jit_jax.configs import uncond
-    from jit_jax.recipe import build
-
-    config, pod = uncond.get_config(preset), devices(topology)
-    config.mesh = (-1, min(16, len(pod)), 1)
-    while True:
-        run = build.programs(config, build.mesh(config, pod))
-        report, less = compile_step(run), build.less_memory(config, run.mesh)
-        if not report.problem or not less:
-            return run, report
-        config.update_from_flattened_dict(dict([*less.items()][:1]))
-
-
-def line(topology: str, run, report: Report) -> str:
-    """One row of the table of --all."""
-    c, (_, memory, rate, links) = run.config, chip(run)
-    flops = run.flops * c.batch_size / run.mesh.size
-    days = 2 * flops / rate * c.steps / 86400
-    mesh = '×'.join(str(n) for n in run.mesh.devices.shape)
-    cells = [
-        f'JiT-{c.model.variant}/{run.model.patch}',
-        topology,
-        mesh,
-        c.compute.remat + f' ×{c.accumulate}' * (c.accumulate > 1),
-        f'{sum(report.bytes.values()) / GIB:.1f} of {memory / GIB:.0f}',
-        f'{flops / rate * 1e3:.0f}',
-        f'{report.sent / links * 1e3:.0f}',
-        f'{days:.1f}',
-    ]
-    return f'| {" | ".join(cells)} |'
 
 
 def define_flags(parser: command_line.Parser) -> None:
     parser.define_config('uncond, cond or a file of your own, with :PRESET after it')
     parser.add_argument(
         '--topology',
-        help='a TPU pod such as v5e:16x16, or gpu:8; the devices of this machine by default',
+        default='',
+        help='GPUs such as h100:8, l4 or t4, or a TPU pod such as v5e:16x16; the devices of this '
+        'machine by default',
     )
+    parser.add_argument(
+        '--sample',
+        action='store_true',
+        help='the sampler, for config.sample.num images, instead of the train step',
+    )
+    parser.add_argument('--json', metavar='FILE', help='where to write all numbers as JSON as well')
     parser.add_argument(
         '--all',
         action='store_true',
-        help='every published size at 256×256 on a pod of each kind, as one table',
+        help='every published size at 256×256 on pods and cards, as one table',
     )
+    parser.add_argument('--sizes', default='blhg', help='with --all, which sizes: letters of blhg')
 
 
 def main(args: argparse.Namespace) -> None:
-    config, topology = args.config, args.topology
-    if (topology or '').partition(':')[0] in CHIPS or args.all:
-        os.environ.update(WITHOUT_A_TPU)  # no TPU is here: libtpu must not look for one
+    from jit_jax.hardware import topologies
+
+    if args.topology or args.all:
+        topologies.set_environment()
+    if args.all:
+        from jit_jax.commands import scaling
+
+        for line in scaling.table(args.sizes):
+            print(line, flush=True)
+        return
+    example = 'says what to compile, for example --config=uncond:imagenet256_l16.'
+    command_line.required(args, 'config', example)
+    from jit_jax.commands import lowering
     from jit_jax.recipe import build, checks
 
-    if args.all:
-        print(
-            '| size | pod | mesh | remat | GiB a chip | ms a step at peak | ms of links | days at half of peak |'
-        )
-        print('|---|---|---|---|---|---|---|---|')
-        for variant in 'blhg':
-            for pod in PODS:
-                print(line(pod, *published(pod, f'imagenet256_{variant}16')), flush=True)
-        return
-    command_line.required(
-        args, 'config', 'says what to compile, for example --config=uncond:imagenet256_l16.'
-    )
-    checks.check(config)
-    run = build.programs(config, build.mesh(config, devices(topology)))
-    print(
-        f'Compiling for {topology or "the devices of this machine"}: a minute or two …', flush=True
-    )
-    report = compile_step(run)
-    print(table(run, report))
+    checks.check(args.config)
+    target = topologies.target(args.topology)
+    run = build.programs(args.config, build.mesh(args.config, target.devices))
+    print(f'Compiling for {target.name or "the devices of this machine"} …', flush=True)
+    if args.sample:
+        report = lowering.compile_sampler(run, target)
+    else:
+        report = lowering.compile_step(run, target)
+    print(page(run, target, report))
+    if args.json:
+        write_json(args.json, run, target, report)
     raise SystemExit(1 if report.problem else 0)
+
+
+def write_json(path: str, run, target, report) -> None:
+    """All numbers of a report as one JSON object. Raises UserError where it cannot be written."""
+    from jit_jax.commands.lowering import as_dict
+    from jit_jax.errors import UserError
+    from jit_jax.output.files import write_whole
+
+    try:
+        write_whole(path, json.dumps(as_dict(run, target, report), indent=1).encode())
+    except OSError as problem:
+        raise UserError(f'--json={path} cannot be written: {problem.strerror}.') from problem
+
+
+def page(run, target, report) -> str:
+    """A report as Markdown: what was compiled, a table of one device's share, and a verdict."""
+    config, mesh = run.config, dict(run.mesh.shape)
+    size = config.model.image_size
+    title = (
+        f'{report.program.capitalize()} of JiT-{config.model.variant} at {size}×{size}, condition '
+        f'{config.condition.kind}, {report.images} images'
+    )
+    how = (
+        f'{run.mesh.size} × {target.devices[0].device_kind} as {mesh}, remat '
+        f'{config.compute.remat}, accumulate {config.accumulate}; {run.remarks}'
+    )
+    rows = [*memory_rows(report), *work_rows(run, target, report)]
+    lines = [title, how, '', '| of one device | |', '|---|---|']
+    lines += [f'| {left} | {right} |' for left, right in rows]
+    if report.analysis:
+        lines += ['', *kinds_table(report.analysis), '', *largest_table(report.analysis), '']
+        lines += roofline_lines(report.analysis)
+    return '\n'.join([*lines, '', verdict(run, report)])
+
+
+def memory_rows(report) -> list[tuple[str, str]]:
+    """Memory by kind, against what the device has."""
+    rows = [(kind, f'{size / GIB:.2f} GiB') for kind, size in report.memory.items()]
+    if not report.problem or report.analysis:
+        limit = f' of {report.limit / GIB:.1f}' if report.limit else ''
+        rows.append(('in all', f'{report.total / GIB:.2f} GiB{limit}'))
+    if report.activations is not None:
+        kept = f'{report.activations / GIB:.2f} GiB'
+        rows.append(('of it, kept for the backward pass (by shapes)', kept))
+    return rows
+
+
+def work_rows(run, target, report) -> list[tuple[str, str]]:
+    """Bytes, operations, collectives and times."""
+    found, card, rows = report.analysis, target.card, []
+    formula = report.formula / run.mesh.size
+    if found:
+        rows.append(('bytes moved in its memory', f'{found.bytes / 1e9:.1f} GB'))
+        rows.append(('kernels', f'{found.kernels}'))
+        for dtype, products in found.products.items():
+            done = f'{products.operations / 1e12:.3g} TFLOP in {products.kernels} kernels'
+            rows.append((f'products in {dtype}', done))
+        rows.append(('attention', attention(run, found)))
+        for kind, sent in found.collectives.items():
+            rows.append((kind, f'{sent.count}, {sent.bytes / GIB:.3g} GiB in all'))
+    if report.sent and card:
+        links = f'{report.sent / card.links * 1e3:.1f} ms, if nothing else runs'
+        rows.append(('at the rate of its links', links))
+    rows.append(('products by formula', f'{formula / 1e12:.3g} TFLOP'))
+    if card:
+        peak = formula / max(card.peak.values()) * 1e3
+        rows.append(("at the device's peak, at half of it", f'{peak:.1f} ms, {2 * peak:.1f} ms'))
+    estimate = f'{report.estimate * 1e3:.0f} ms' if report.estimate > 0 else 'none'
+    rows.append(("the compiler's own estimate", estimate))
+    rows.append(('compiled in', f'{report.seconds:.0f} s'))
+    return rows
+
+
+def attention(run, found) -> str:
+    """The kernels of fused attention in the program, or that there is none."""
+    if not found.attention:
+        return f'{run.attention}: no fused kernel'
+    return ', '.join(f'{name} ×{times}' for name, times in found.attention.items())
+
+
+def kinds_table(found) -> list[str]:
+    """What kernels move and take by what they do."""
+    from jit_jax.hardware.kernels import KINDS
+
+    lines = ['| kernels | GB moved | how many | roofline ms |', '|---|---|---|---|']
+    for name, kind in found.kinds.items():
+        ms = '–' if kind.ms is None else f'{kind.ms:.2f}'
+        words = KINDS[name] if name in KINDS else name
+        lines.append(f'| {words} | {kind.bytes / 1e9:.2f} | {kind.kernels} | {ms} |')
+    return lines
+
+
+def largest_table(found) -> list[str]:
+    """The kernels that move the most, and where they come from."""
+    lines = ['| largest kernels | GB moved | times | from |', '|---|---|---|---|']
+    for kernel in found.largest:
+        moved = f'{kernel.bytes / 1e9:.2f}'
+        lines.append(
+            f'| {kernel.name} ({kernel.kind}) | {moved} | {kernel.times} | {kernel.source or "–"} |'
+        )
+    return lines
+
+
+def roofline_lines(found) -> list[str]:
+    """The roofline in words; none for a device that is not described."""
+    from jit_jax.hardware.roofline import ASSUMES
+
+    if found.roofline_ms is None:
+        return ['No roofline: no file of jit_jax/hardware/cards describes this device.']
+    share = f'{found.share_of_products:.0%}'
+    return [
+        f'Roofline: {found.roofline_ms:.1f} ms, {share} of it in kernels with matrix products, '
+        f'where {ASSUMES}.'
+    ]
+
+
+def verdict(run, report) -> str:
+    if not report.problem:
+        return 'Fits.'
+    return f'Does not fit: {report.problem} Try {advice(run, report)}.'
+
+
+def advice(run, report=None) -> str:
+    """The next thing to try for memory, as a flag where there is one."""
+    from jit_jax.commands.lowering import SAMPLER
+    from jit_jax.recipe import build
+
+    if report is not None and report.program == SAMPLER:
+        return f'--config.sample.num={max(run.config.sample.num // 2, 1)}'
+    for key, value in build.less_memory(run.config, run.mesh).items():
+        return f'--config.{key}={value}'
+    return 'more devices'

@@ -1,8 +1,10 @@
-"""The compile check: what it reads in a compiled program, the devices that are here, and a pod that is not."""
+"""The compile check: devices that are here, a pod and cards that are not, step and sampler."""
 
 import importlib.util
+import json
 import os
 import re
+from dataclasses import replace
 
 import jax
 import pytest
@@ -10,10 +12,16 @@ from jax.sharding import PartitionSpec as P
 from shell import ROOT, TINY, run
 
 from configs import cond, uncond
-from jit_jax.commands import compile_check
+from jit_jax.commands import compile_check, lowering, scaling
+from jit_jax.errors import UserError
+from jit_jax.hardware import cards, hlo, topologies
+from jit_jax.hardware.kernels import collectives
 from jit_jax.model import sharding
 from jit_jax.model.jit import REMAT
 from jit_jax.recipe import build, checks
+
+# Heads of 32 channels, which cuDNN's attention takes.
+WIDER = TINY.replace('width=32', 'width=64')
 
 
 def tiny_config(module, mesh, **changes):
@@ -29,46 +37,74 @@ def tiny_config(module, mesh, **changes):
 def test_each_device_computes_its_own_rows_only(mesh, gathers):
     config = tiny_config(uncond, mesh, **{'compute.scan': True, 'optimizer.muon_rms': 0.0})
     programs = build.programs(config, sharding.make_mesh(mesh))
-    batch, key = compile_check.shapes_of_a_batch(config), jax.eval_shape(lambda: jax.random.key(0))
-    hlo = programs.step.lower(programs.like, batch, key).compile().as_text()
-    rows = {int(b) for b in re.findall(r'f32\[(\d+),[12],256,256\]', hlo)}  # of attention's logits
+    batch, key = lowering.shapes_of_a_batch(config), lowering.shape_of_a_key()
+    text = programs.step.lower(programs.like, batch, key).compile().as_text()
+    rows = {int(b) for b in re.findall(r'f32\[(\d+),[12],256,256\]', text)}  # of attention's logits
     assert rows == {8 // (mesh[0] * mesh[1])}
-    sent = compile_check.collectives(hlo)
+    sent = collectives(hlo.parse(text))
     assert 'all-reduce' in sent and ('all-gather' in sent) == gathers
 
 
 def test_collectives_of_loops_count_as_often_as_they_turn():
     def f(x, w):
-        body = lambda x, w: (jax.lax.with_sharding_constraint(x @ w, place('data', None)), None)
+        def body(x, w):
+            return jax.lax.with_sharding_constraint(x @ w, place('data', None)), None
+
         return jax.lax.scan(body, x, w)[0]
 
     mesh = sharding.make_mesh((8, 1, 1))
-    place = lambda *spec: jax.NamedSharding(mesh, P(*spec))
+
+    def place(*spec):
+        return jax.NamedSharding(mesh, P(*spec))
+
     x = jax.ShapeDtypeStruct((64, 32), 'float32', sharding=place('data', None))
     w = jax.ShapeDtypeStruct((5, 32, 32), 'float32', sharding=place(None, 'data', None))
-    hlo = jax.jit(f, out_shardings=place('data', None)).lower(x, w).compile().as_text()
-    count, size = compile_check.collectives(hlo)['all-gather']
-    assert size == 5 * 32 * 32 * 4 and count in (
-        1,
-        5,
-    )  # of each layer's w, in the loop or before it
+    text = jax.jit(f, out_shardings=place('data', None)).lower(x, w).compile().as_text()
+    count, size = collectives(hlo.parse(text))['all-gather']
+    # Of each layer's w, in the loop or before it.
+    assert size == 5 * 32 * 32 * 4 and count in (1, 5)
 
 
 def test_the_devices_of_this_machine():
-    config = tiny_config(cond, (2, 2, 2))
-    programs = build.programs(config, sharding.make_mesh(config.mesh, compile_check.devices(None)))
-    report = compile_check.compile_step(programs)
+    config, here = tiny_config(cond, (2, 2, 2)), topologies.target(None)
+    programs = build.programs(config, sharding.make_mesh(config.mesh, here.devices))
+    report = lowering.compile_step(programs, here)
     state = sum(x.size * 4 for x in jax.tree.leaves((programs.like.params, programs.like.ema)))
-    kept = [
-        compile_check.activations(
-            build.programs(tiny_config(cond, (2, 2, 2), **{'compute.remat': r}), programs.mesh)
-        )
-        for r in REMAT
-    ]
+    kept = []
+    for remat in REMAT:
+        changed = tiny_config(cond, (2, 2, 2), **{'compute.remat': remat})
+        kept.append(lowering.activations(build.programs(changed, programs.mesh)))
     assert kept[0] > kept[1] > kept[2] > 0 and kept[0] == report.activations
-    assert state / 8 < report.bytes['params'] + report.bytes['ema'] < state
-    text = compile_check.table(programs, report)
-    assert 'condition inpaint, batch 8' in text and '| params |' in text and text.endswith('Fits.')
+    assert state / 8 < report.memory['params'] + report.memory['ema'] < state
+    # The program multiplies as often as the formula says, each device an eighth of it, and a little
+    # more: products that `tensor` splits share their inputs.
+    share = report.formula / 8
+    assert share < report.analysis.operations < 1.5 * share
+    text = compile_check.page(programs, here, report)
+    assert 'condition inpaint, 8 images' in text and '| params |' in text
+    assert '| attention | xla: no fused kernel |' in text and 'No roofline' in text
+    assert text.endswith('Fits.')
+
+
+def test_the_sampler(tmp_path):
+    """Two Heun steps are three passes; guidance adds as many of the null branch."""
+    steps = {'sample.num': 8, 'sample.steps': 2, 'sample.guidance': 2.0, 'compute.scan': False}
+    config, here = tiny_config(cond, (8, 1, 1), **steps), topologies.target(None)
+    programs = build.programs(config, sharding.make_mesh(config.mesh, here.devices))
+    report = lowering.compile_sampler(programs, here)
+    assert lowering.passes_of_the_network(programs) == 3
+    weights = sum(x.size * 4 for x in jax.tree.leaves(programs.like.params))
+    assert report.memory['weights'] == weights and report.images == 8
+    one_branch = report.formula / 8
+    assert one_branch < report.analysis.operations < 2 * one_branch  # the null one has fewer slots
+    assert compile_check.advice(programs, report) == '--config.sample.num=4'
+    compile_check.write_json(tmp_path / 'a' / 'x.json', programs, here, report)
+    found = json.loads((tmp_path / 'a' / 'x.json').read_text())
+    assert found['program'] == 'sampler' and found['fits'] and found['roofline_ms'] is None
+    assert found['memory'] == report.memory and found['kernels'] == report.analysis.kernels
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='--json=.*file/x.json cannot be written'):
+        compile_check.write_json(f'{tmp_path}/file/x.json', programs, here, report)
 
 
 def test_what_to_try_gets_smaller_until_it_fits():
@@ -87,11 +123,41 @@ def test_what_to_try_gets_smaller_until_it_fits():
     checks.check(config)
 
 
-def test_a_machine_that_is_not_this_one():
-    with pytest.raises(
-        ValueError, match='this machine has cpu:8, and only TPU pods .* compile without one'
-    ):
-        compile_check.devices('gpu:8')
+def test_memory_that_a_card_does_not_have():
+    """A GPU's compiler takes what does not fit; the report says so, and what to try."""
+    config, here = tiny_config(uncond, (8, 1, 1)), topologies.target(None)
+    card = replace(cards.cards()['h100'], memory=1000)
+    target = replace(here, name='h100:8', card=card)
+    run = build.programs(config, sharding.make_mesh(config.mesh))
+    report = lowering.compile_step(run, target)
+    assert re.search(r'it takes [\d.]+ GiB of the 0.0 GiB that cpu has', report.problem)
+    assert compile_check.verdict(run, report).endswith('Try --config.compute.remat=dots.')
+    assert report.analysis.roofline_ms > 0  # it is read all the same
+    cells = scaling.row(target, run, report).strip('| ').split(' | ')
+    row = dict(zip(scaling.COLUMNS, cells, strict=True))
+    assert row['devices'] == 'h100:8' and row['mesh'] == '8×1×1' and row['batch'] == '8'
+    assert row['GiB each'] == '0.0 of 0' and row['remat'] == 'none'
+    config.accumulate = 4
+    assert scaling.remat(config) == 'none ×4'
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('jax_plugins') is None, reason="needs pip install 'jax[cuda12]'"
+)
+def test_cards_that_are_not_here(env, tmp_path):
+    """Two H100 run cuDNN's attention in bfloat16; a T4 has neither."""
+    command = ['-m', 'jit_jax', 'compile', '--config=cond', f'--config.model.variant={WIDER}']
+    env = env | {'PYTHONPATH': ROOT}
+    said = run([*command, '--topology=h100:2', '--json=h100.json'], env, tmp_path)
+    assert '2 × NVIDIA H100 80GB HBM3' in said and 'Fits.' in said
+    found = json.loads((tmp_path / 'h100.json').read_text())
+    assert found['attention'] == {'cudnn$fmhaSoftmax': 2, 'cudnn$fmhaSoftmaxBackward': 2}
+    assert found['products']['bfloat16']['operations'] > 0.9 * found['operations']
+    assert found['largest'][0]['source'].startswith('jit_jax/') and found['collectives']
+    assert 0 < found['share_of_products'] < 1 and found['roofline_ms'] > 0
+    run([*command, '--topology=t4', '--sample', '--json=t4.json'], env, tmp_path)
+    found = json.loads((tmp_path / 't4.json').read_text())
+    assert found['attention'] == {} and set(found['products']) == {'float32'}
 
 
 @pytest.mark.skipif(
@@ -107,12 +173,9 @@ def test_a_pod_that_is_not_here(env, tmp_path):
     ]
     env = env | {'PYTHONPATH': ROOT}
     said = run([*config, '--topology=v5e:2x2', '--config.mesh=(1,-1,1)'], env, tmp_path)
-    assert (
-        '4 × TPU v5 lite' in said
-        and 'bfloat16' in said
-        and 'Fits.' in said
-        and re.search(r'GiB of 16 \|', said)
-    )
+    assert '4 × TPU v5 lite' in said and 'bfloat16' in said and 'Fits.' in said
+    assert re.search(r'GiB of 16\.0 \|', said) and re.search(r'Roofline: [\d.]+ ms, ', said)
+    assert 'jit_jax/model/' in said  # the lines that the largest kernels come from
     said = run([*config, '--topology=v9:2x2'], env, tmp_path, code=1)
     assert said.startswith('error: --topology=v9:2x2') and said.count('\n') == 1
     big = [
