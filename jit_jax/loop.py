@@ -14,7 +14,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jit_jax import data, resume
 from jit_jax.errors import UserError
 from jit_jax.evaluation import page
-from jit_jax.evaluation.measure import Watch
+from jit_jax.evaluation.periodic import PeriodicEvaluation
 from jit_jax.evaluation.preview import Preview
 from jit_jax.hardware import speed
 from jit_jax.limits import (
@@ -52,7 +52,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         open_checkpoints(run, workdir) as checkpoints,
         enough_memory(partial(training_advice, config, run.mesh)),
     ):
-        watch = Watch(run)
+        evaluation = PeriodicEvaluation(run)
         state, how = resume.agreed_state(run, workdir, checkpoints)
         start = int(state.step)
         if start >= config.steps:
@@ -64,7 +64,9 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         for found in dict.fromkeys([run.train.summary, run.test.summary]):
             writer.say(found)
         writer.say(summary(run, state))
-        training = Training(run, workdir, checkpoints, writer, stop, Preview(run, workdir), watch)
+        training = Training(
+            run, workdir, checkpoints, writer, stop, Preview(run, workdir), evaluation
+        )
         step = training.steps(state, start)
         saved = checkpoints.wait()
         if saved == step:
@@ -89,7 +91,7 @@ class Training:
     writer: log.Writer
     stop: Stop
     preview: Preview
-    watch: Watch
+    evaluation: PeriodicEvaluation
     unread: list = field(
         default_factory=list
     )  # (step, metrics, batch) whose numbers nobody has read
@@ -175,7 +177,7 @@ class Training:
         return self.preview.due(step) and not self.stop.asked
 
     def evaluating_is_due(self, step: int) -> bool:
-        return self.watch.due(step) and not self.stop.asked
+        return self.evaluation.due(step) and not self.stop.asked
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts to save a step whose numbers have been read. Raises UserError where it is the
@@ -198,10 +200,11 @@ class Training:
     def evaluate(self, state: TrainState, step: int) -> None:
         """Measures images, generated or denoised; a stop ends it early and nothing is written."""
         with (
+            self.writer.clock.pause(),
             enough_memory(partial(evaluation_advice, self.run.config)),
             self.stop.interrupting(),
         ):
-            self.watch.look(state, step, self.writer)
+            self.writer.scalars(step, self.evaluation(state, step))
 
 
 def open_checkpoints(run: Run, workdir: str) -> Checkpoints:

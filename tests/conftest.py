@@ -1,5 +1,6 @@
 """What test files share: eight fake devices, a cache of compiled programs, and a tiny model whose outputs mean something."""
 
+import json
 import os
 import shutil
 import sys
@@ -186,3 +187,77 @@ def program():
         return hlo.parse((ROOT / f'tests/hardware/programs/{name}.hlo').read_text())
 
     return parsed
+
+
+@pytest.fixture(scope='session')
+def holes(env):
+    """A model that fills in holes of digits with weights that mean nothing, and its images.
+
+    (model, params, train, test).
+    """
+    from shell import TINY as variant
+
+    from configs import cond
+    from jit_jax import trained
+    from jit_jax.recipe import build
+
+    os.environ['TFDS_DATA_DIR'] = env['TFDS_DATA_DIR']
+    config = cond.get_config()
+    config.model.variant, config.sample.steps = variant, 2
+    train, test = build.source(config, 'train'), build.source(config, 'test')
+    config = config.to_dict() | {'classes': list(train.classes)}
+    net = build.network(config)
+    params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)), np.zeros(1))['params']
+    model = trained.Model(net, build.diffusion(config), build.settings(config), config, 0)
+    return model, perturb(jax.device_get(params), 0.05), train, test
+
+
+@pytest.fixture(scope='session')
+def inception_tensors():
+    """The state dict that the goldens were made with."""
+    from measuring import GOLDENS, recreate
+
+    shapes = json.loads((GOLDENS / 'inception_shapes.json').read_text())
+    return {name: recreate(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope='session')
+def inception_file(inception_tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'inception.npz'
+    np.savez(path, **inception_tensors)
+    return str(path)
+
+
+CLASSIFIERS = {}  # by the number of training images: that of the digits is the same each time
+
+
+@pytest.fixture
+def one_classifier(monkeypatch):
+    """The classifier is trained once for all tests."""
+    from jit_jax.evaluation import classifier
+
+    make = classifier.Classifier
+
+    def known(images, labels):
+        if len(images) not in CLASSIFIERS:
+            CLASSIFIERS[len(images)] = make(images, labels)
+        return CLASSIFIERS[len(images)]
+
+    monkeypatch.setattr(classifier, 'Classifier', known)
+
+
+@pytest.fixture
+def call(env, monkeypatch, capsys):
+    """A command in this process and on its eight devices: words → what it prints."""
+    from jit_jax.__main__ import main
+    from jit_jax.commands import environment
+
+    monkeypatch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+    monkeypatch.setattr(environment, 'join_processes', lambda args: None)
+
+    def words(*words) -> str:
+        main(list(words))
+        return capsys.readouterr().out
+
+    return words

@@ -16,6 +16,7 @@ from toys import listing
 from jit_jax import loop
 from jit_jax.commands import replay
 from jit_jax.errors import UserError
+from jit_jax.evaluation.periodic import PeriodicEvaluation
 from jit_jax.evaluation.preview import Preview
 from jit_jax.training import manifest
 from jit_jax.training.checkpoint import Checkpoints
@@ -101,7 +102,7 @@ def test_a_stop_saves_and_skips_what_can_wait(
 
     place = {
         'drawing': (Preview, 'draw', interrupted),
-        'evaluating': (loop.Watch, 'look', interrupted),
+        'evaluating': (PeriodicEvaluation, '__call__', interrupted),
         'saving': (Checkpoints, 'save', stopped_save),
     }
     folder, step = tmp_path / 'run', 8 if during == 'saving' else 6

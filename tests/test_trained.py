@@ -5,6 +5,7 @@ import inspect
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import jit_jax
 from configs import uncond
@@ -12,6 +13,8 @@ from jit_jax import trained
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
+from jit_jax.evaluation import preview
+from jit_jax.output.images import to_uint8
 
 KEY = jax.random.key(0)
 
@@ -145,3 +148,31 @@ def test_what_the_run_learned_is_accepted(model, params):
         ('super_resolution|class', both | {'label_valid': [True, False]}),
     ):
         assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2
+
+
+def test_a_trajectory_ends_in_the_sample(holes):
+    model, params, _, test = holes
+    conditioning, _ = preview.held_out(model.config, 1, 0, test)
+    for sampler in ('euler', 'heun'):
+        path = trained.trajectory(
+            model, params, jax.random.key(0), steps=3, sampler=sampler, **conditioning
+        )
+        assert [t for t, _, _ in path] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+        image = trained.sample(
+            model, params, jax.random.key(0), 1, steps=3, sampler=sampler, **conditioning
+        )
+        assert np.abs(to_uint8(path[-1][1]).astype(int) - image[0]).max() <= 1
+        z, x = path[2][1:]  # the last step is Euler's
+        np.testing.assert_allclose(path[3][1], x, atol=1e-3 * np.abs(z).max())
+    assert preview.strip(path, 3).shape == (2 + 64 + 14 + 2, 3 * 34 + 2, 3)
+
+
+def test_images_in_a_folder(finished, call, tmp_path):
+    cwd, _ = finished
+    words = ('sample', f'--workdir={cwd}/runs/uncond', '--steps=2', '--num=3', '--batch=2')
+    call(*words, f'--out={tmp_path}/images/')
+    call(*words, f'--out={tmp_path}/all.npz')
+    files = sorted((tmp_path / 'images').iterdir())
+    assert [file.name for file in files] == ['000000.png', '000001.png', '000002.png']
+    images = [np.asarray(Image.open(file)) for file in files]
+    np.testing.assert_array_equal(images, np.load(tmp_path / 'all.npz')['arr_0'])

@@ -14,263 +14,18 @@ On several hosts, run it on each.
 
 import argparse
 import dataclasses
-import functools
-import hashlib
-import itertools
-import json
 import os
-import shutil
+from collections.abc import Callable
 
-import numpy as np
+import jax
 
 from jit_jax.commands import command_line, environment
+from jit_jax.diffusion.generate import Settings
+from jit_jax.errors import UserError
+from jit_jax.evaluation import measure
+from jit_jax.evaluation.cells import Cell, CellMeasure, MeasuredRun, Remembered
+from jit_jax.evaluation.sweep import SCORES, Sweep, parse_axes
 from jit_jax.hardware import compiler
-from jit_jax.output.files import write_whole
-
-GUIDED = 1.5  # beside a run that samples without guidance, the guidance that PSNR and SSIM are shown with
-SCORES = {
-    'fid': ('fid', min),
-    'kid': ('kid', min),
-    'is': ('is', max),
-    'classifier': ('classifier_distance', min),
-    'truth': ('psnr', max),
-    'precision_recall': ('precision', max),
-}
-
-
-def sampler(name: str) -> str:
-    from jit_jax.diffusion.samplers import SAMPLERS
-
-    if name not in SAMPLERS:
-        raise ValueError(name)
-    return name
-
-
-def sweep_axes(text: str, conditional: bool) -> dict[str, list]:
-    """'ema=ema1,ema2 guidance=1:4:0.5' → values by name, ema first. Raises ValueError for what cannot be swept."""
-    axes = {}
-    for word in text.split():
-        name, _, values = word.partition('=')
-        kind = {'ema': str, 'sampler': sampler, 'guidance': float, 'steps': int}.get(name)
-        try:
-            if ':' in values:
-                first, last, step = map(float, values.split(':'))
-                axes[name] = [kind(round(x, 6)) for x in np.arange(first, last + step / 2, step)]
-            else:
-                axes[name] = [kind(value) for value in values.split(',') if value]
-        except (TypeError, ValueError):
-            axes[name] = []
-        if not axes[name]:
-            raise ValueError(
-                f'--sweep: {word!r} is not ema=ema1,ema2 nor guidance=1.0:4.0:0.1 (first:last:step) nor sampler=heun,multistep nor steps=20,50.'
-            )
-    if not 1 <= len(axes) <= 2:
-        raise ValueError('--sweep takes one or two of ema, guidance, sampler and steps.')
-    if 'guidance' in axes and not conditional:
-        raise ValueError(
-            '--sweep: guidance does nothing in a run without a condition; sweep ema or steps.'
-        )
-    return dict(
-        sorted(axes.items(), key=lambda axis: axis[0] != 'ema')
-    )  # weights are read once for a row
-
-
-class Command:
-    """One evaluation of a run: measures cells of (weights, settings, number) and keeps the numbers in evaluation.json."""
-
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        import jax
-
-        from jit_jax import trained
-        from jit_jax.evaluation import measure
-        from jit_jax.model import sharding
-        from jit_jax.recipe import build
-
-        @functools.lru_cache(1)
-        def weights(ema):
-            model, params = trained.load(self.args.workdir, ema)
-            return model, jax.device_put(params, sharding.replicated(self.mesh))
-
-        self.mesh, self.weights = sharding.make_mesh((-1, 1, 1)), weights
-        self.model, _ = weights(self.args.ema)
-        config, known = self.model.config, 'data' in self.model.config
-        names = (
-            self.args.metrics
-            or measure.measurable(config, self.args.inception) + ['denoising'] * known
-        )
-        self.names = measure.check(config, names, self.args.inception, self.args.reference)
-        self.train, self.test = (
-            build.source(config, split) if known else None for split in ('train', 'test')
-        )
-        chosen = {
-            name: getattr(args, name)
-            for name in ('steps', 'guidance')
-            if getattr(args, name) is not None
-        }
-        self.settings = dataclasses.replace(self.model.settings, **chosen)
-        self.path, self.folder = (
-            os.path.join(self.args.workdir, name) for name in ('evaluation.json', 'evaluation')
-        )
-        self.known = json.load(open(self.path)) if os.path.exists(self.path) else {}
-        self.axes = (
-            sweep_axes(' '.join(self.args.sweep), config['condition']['kind'] != 'none')
-            if self.args.sweep
-            else {}
-        )
-        self.first = next((name for name in self.names if name in SCORES), None)
-        if self.axes and not self.first:
-            raise ValueError(
-                f'--sweep compares generated images; --metrics names one of {", ".join(SCORES)} first.'
-            )
-        self.alone = jax.process_index() == 0  # speaks and writes
-        self.measure = self.measures(self.args.num, [self.first] if self.axes else self.names)
-
-    def measures(self, num: int, names: list[str]) -> object:
-        from jit_jax.evaluation import measure
-
-        files = {
-            'inception': self.args.inception,
-            'reference': self.args.reference,
-            'lpips': self.args.lpips,
-            'cache': self.folder,
-        }
-        how = {
-            'num': num,
-            'batch': self.args.batch,
-            'seed': self.args.seed,
-            'train': self.train,
-            'test': self.test,
-        }
-        return measure.Measure(self.model, self.mesh, names, **how, **files)
-
-    def say(self, text: str, end: str = '\n') -> None:
-        if self.alone:
-            print(text, end=end, flush=True)
-
-    def images(self, ema, settings) -> str:
-        """The folder of the images of these weights and settings: however many, they are the same."""
-        what = {
-            'step': self.model.step,
-            'ema': ema,
-            'seed': self.args.seed,
-            'settings': dataclasses.asdict(settings),
-        }
-        return os.path.join(self.folder, tag(what))
-
-    def cell(self, measure, ema, settings) -> dict:
-        """The numbers of one cell, from evaluation.json where a sweep has left them."""
-        what = {
-            'step': self.model.step,
-            'ema': ema,
-            'seed': self.args.seed,
-            'num': measure.num,
-            'settings': dataclasses.asdict(settings),
-        }
-        what |= {
-            'metrics': measure.names,
-            'inception': self.args.inception,
-            'reference': self.args.reference,
-            'lpips': self.args.lpips,
-        }
-        key = tag(what)
-        if self.axes and key in self.known:
-            return self.known[key]
-        progress = lambda done: self.say(
-            f'\r{done}/{measure.num} images', '' if done < measure.num else '\n'
-        )
-        _, params = self.weights(ema)
-        results = (
-            measure(params, settings, self.images(ema, settings), progress) if measure.eyes else {}
-        )
-        if 'truth' in measure.names and not self.axes:
-            results |= self.other_guidance(measure.num, params, ema, settings)
-        if 'denoising' in measure.names:
-            results |= self.denoising(measure.num, params)
-        self.known[key] = what | {name: round(value, 6) for name, value in results.items()}
-        if self.alone:
-            write_whole(self.path, json.dumps(self.known, indent=1).encode())
-        return self.known[key]
-
-    def other_guidance(self, num: int, params, ema, settings) -> dict:
-        """PSNR, SSIM and LPIPS without guidance, for settings that have it, and with it for others."""
-        other = dataclasses.replace(settings, guidance=GUIDED if settings.guidance == 1 else 1.0)
-        found = self.measures(num, ['truth'])(params, other, self.images(ema, other))
-        return {
-            f'{name}_guidance_{other.guidance}': found[name]
-            for name in ('psnr', 'ssim', 'lpips')
-            if name in found
-        }
-
-    def denoising(self, num: int, params) -> dict:
-        from jit_jax.evaluation import measure
-
-        how = {'num': num, 'batch': self.args.batch, 'seed': self.args.seed}
-        return measure.Denoising(self.model, self.mesh, self.test, **how)(params)
-
-    def sweep(self) -> tuple:
-        """Measures every cell, draws the heat map, and returns the (ema, settings) of the best."""
-        from jit_jax.output import charts
-        from jit_jax.output.images import save_png
-
-        score, better = SCORES[self.first]
-        names, values, best = list(self.axes), {}, None
-        for point in itertools.product(*self.axes.values()):
-            change = dict(zip(names, point))
-            ema = change.pop('ema', self.args.ema)
-            cell = (ema, dataclasses.replace(self.settings, **change))
-            values[cell] = self.cell(self.measure, *cell)[score]
-            self.say(
-                f'{" ".join(f"{name}={value}" for name, value in zip(names, point)):32} {score} {values[cell]:.4f}'
-            )
-            best, previous = better(values, key=values.get), best
-            for finished in {cell, previous} - {
-                best,
-                None,
-            }:  # of all images, those of the best cell stay
-                shutil.rmtree(self.images(*finished), ignore_errors=True) if self.alone else None
-        rows, columns = ([''], *self.axes.values()) if len(names) == 1 else self.axes.values()
-        table = np.reshape(list(values.values()), (len(rows), len(columns)))
-        at = np.unravel_index(list(values).index(best), table.shape)
-        title = f'{score} of {self.args.num} images: {" by ".join(names)}'
-        path = os.path.join(self.folder, f'sweep-{"-".join(names)}-{score}.png')
-        if self.alone:
-            save_png(
-                path,
-                charts.heat_map(
-                    table, [str(r) for r in rows], [str(c) for c in columns], title, at
-                ),
-            )
-        ema, settings = best
-        where = f'ema={ema or "ema1"} guidance={settings.guidance} steps={settings.steps}'
-        self.say(f'Best: {score} {values[best]:.4f} with {where}; heat map in {path}')
-        return best
-
-    def run(self) -> None:
-        ema, settings, measure = self.args.ema, self.settings, self.measure
-        if self.axes:
-            ema, settings = self.sweep()
-            self.axes = {}
-            if not self.args.final_num:
-                return
-            measure = self.measures(self.args.final_num, self.names)
-        found = self.cell(measure, ema, settings)
-        numbers = {name: value for name, value in found.items() if isinstance(value, float)}
-        for name, value in numbers.items():
-            self.say(f'{name:28} {value:.4f}')
-        cells = {
-            'run': self.args.workdir,
-            'step': self.model.step,
-            'ema': ema or 'ema1',
-            'images': measure.num,
-        }
-        cells |= {name: f'{value:.4g}' for name, value in numbers.items()}
-        for line in (cells, ['---'] * len(cells), cells.values()):
-            self.say('| ' + ' | '.join(map(str, line)) + ' |')
-
-
-def tag(what: dict) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -280,7 +35,8 @@ def define_flags(parser: command_line.Parser) -> None:
     add(
         '--metrics',
         type=command_line.words,
-        help='some of classifier, fid, is, kid, precision_recall, truth, denoising; by default what the files at hand allow',
+        help='some of classifier, fid, is, kid, precision_recall, truth, denoising; by default '
+        'what the files at hand allow',
     )
     add('--num', type=command_line.whole_number(2), default=256, help='how many images')
     add('--batch', type=count, default=64, help='how many at a time, over all devices')
@@ -301,7 +57,8 @@ def define_flags(parser: command_line.Parser) -> None:
     add(
         '--reference',
         default='',
-        help="an .npz (mu and sigma, or arr_0), a folder of images or a split; the run's training images by default",
+        help='an .npz (mu and sigma, or arr_0), a folder of images or a split; by default the '
+        "run's training images",
     )
     add(
         '--lpips',
@@ -312,7 +69,8 @@ def define_flags(parser: command_line.Parser) -> None:
         '--sweep',
         nargs='+',
         metavar='NAME=VALUES',
-        help='one or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or first:last:step; measures every cell by the first metric',
+        help='one or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or '
+        'first:last:step; measures every cell by the first metric',
     )
     add(
         '--final_num',
@@ -328,5 +86,134 @@ def main(args: argparse.Namespace) -> None:
     command_line.required(
         args, 'workdir', 'says which run to measure, for example --workdir=runs/uncond.'
     )
+    if args.final_num and not args.sweep:
+        raise UserError('--final_num measures the best cell of a --sweep; without one, give --num.')
+    axes = parse_axes(' '.join(args.sweep)) if args.sweep else {}
     environment.join_processes(args)
-    Command(args).run()
+    evaluate(args, axes)
+
+
+def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
+    """Measures the cells that flags name, and prints the numbers of the last."""
+    emas = axes.get('ema', [args.ema])
+    run = MeasuredRun(args.workdir, emas)
+    check_guidance(args, axes, run.model.config)
+    files = measure.Files(
+        inception=args.inception,
+        reference=args.reference,
+        lpips=args.lpips,
+        cache=os.path.join(args.workdir, 'evaluation'),
+    )
+    names = chosen_metrics(args, run.model.config, files)
+    say_what_to_know(args, run, names)
+    remembered = Remembered(os.path.join(args.workdir, 'evaluation.json'))
+
+    def cells(names: list[str], num: int) -> CellMeasure:
+        how = {'num': num, 'batch': args.batch, 'seed': args.seed, 'files': files}
+        return CellMeasure(run, remembered, names, **how)
+
+    cell = Cell(emas[0], chosen_settings(args, run.model.settings))
+    num = args.final_num if axes else args.num
+    # What the last cell needs is opened before a sweep, so that nothing is found wrong after it.
+    last = cells(names, num) if num else None
+    if axes:
+        swept = cells([swept_metric(names)], args.num)
+        cell = Sweep(axes, cell, swept, say).run(progress_of(args.num))
+    if last:
+        entry = last(cell, other_guidance=True, progress=progress_of(num))
+        show(args.workdir, entry)
+
+
+def check_guidance(args: argparse.Namespace, axes: dict, config: dict) -> None:
+    """Raises UserError where guidance is asked of a run that has nothing to be guided by."""
+    if config['condition']['kind'] != 'none':
+        return
+    if 'guidance' in axes:
+        raise UserError(
+            '--sweep: guidance does nothing in a run without a condition; sweep ema or steps.'
+        )
+    if args.guidance not in (None, 1.0):
+        raise UserError('--guidance does nothing in a run without a condition; leave it out.')
+
+
+def chosen_metrics(args: argparse.Namespace, config: dict, files: measure.Files) -> list[str]:
+    """By --metrics, or by what the run and the files allow. Raises UserError for what cannot be."""
+    names = args.metrics
+    if not names:
+        names = measure.measurable(config, files.inception)
+        if 'data' in config:
+            names = [*names, 'denoising']
+    measure.check(config, names, files, min(args.num, args.final_num or args.num))
+    return names
+
+
+def swept_metric(names: list[str]) -> str:
+    """The first metric that a sweep can compare cells by."""
+    for name in names:
+        if name in SCORES:
+            return name
+    raise UserError(
+        f'--sweep compares generated images; --metrics names one of {", ".join(SCORES)} first.'
+    )
+
+
+def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
+    """The run's way to sample, with what flags change."""
+    changed = {}
+    if args.steps is not None:
+        changed['steps'] = args.steps
+    if args.guidance is not None:
+        changed['guidance'] = args.guidance
+    return dataclasses.replace(settings, **changed)
+
+
+def say_what_to_know(args: argparse.Namespace, run: MeasuredRun, names: list[str]) -> None:
+    """Says what the numbers would not tell about themselves."""
+    if not args.metrics and names == ['denoising']:
+        say(
+            'This run has neither labels nor condition images, so how it denoises held-out images '
+            'is measured instead of what it generates; for FID add --metrics=fid '
+            '--inception=FILE (jit-jax fetch downloads it).'
+        )
+    if run.test is None:
+        return
+    num, held_out = max(args.num, args.final_num or 0), len(run.test)
+    generates = names != ['denoising']
+    if num > held_out and generates and measure.has_condition_image(run.model.config):
+        say(
+            f'{num} images of {held_out} held-out conditions: when these are used up they come '
+            'again, with other noise.'
+        )
+    if num > held_out and 'denoising' in names:
+        say(f'Denoising is measured on all {held_out} held-out images.')
+
+
+def say(text: str, end: str = '\n') -> None:
+    """Prints in the first process."""
+    if jax.process_index() == 0:
+        print(text, end=end, flush=True)
+
+
+def progress_of(num: int) -> Callable[[int], None]:
+    """A function of the number of images done, which writes one line again and again."""
+
+    def progress(done: int) -> None:
+        say(f'\r{done}/{num} images', end='' if done < num else '\n')
+
+    return progress
+
+
+def show(workdir: str, entry: dict) -> None:
+    """The numbers of a cell, a line each, then as a Markdown table."""
+    numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
+    for name, value in numbers.items():
+        say(f'{name:28} {value:.4f}')
+    cells = {
+        'run': workdir,
+        'step': entry['step'],
+        'ema': entry['ema'] or 'ema1',
+        'images': entry['num'],
+    }
+    cells |= {name: f'{value:.4g}' for name, value in numbers.items()}
+    for line in (cells, ['---'] * len(cells), cells.values()):
+        say('| ' + ' | '.join(map(str, line)) + ' |')

@@ -9,20 +9,15 @@ import argparse
 from pathlib import Path
 
 from jit_jax.commands import command_line
-from jit_jax.errors import UserError
-from jit_jax.evaluation.fetch import URL, default_path, fetch
+from jit_jax.evaluation import download
 
 
 def define_flags(parser: command_line.Parser) -> None:
-    parser.add_argument('--out', type=Path, default=default_path(), help='where to put the file')
-    parser.add_argument(
-        '--url', default=URL, help='a mirror; its name must end in the hash as well'
-    )
+    add = parser.add_argument
+    add('--out', type=Path, default=download.default_path(), help='where to put the file')
+    add('--url', default=download.URL, help='a mirror; its name must end in the hash as well')
 
 
 def main(args: argparse.Namespace) -> None:
-    try:
-        fetch(args.out, args.url)
-    except (OSError, ValueError) as error:
-        raise UserError(f'Could not fetch {args.url}: {error}') from error
+    download.fetch(args.out, args.url)
     print(args.out)

@@ -1,39 +1,99 @@
-"""A small classifier of a labelled data set, where no Inception is at hand."""
+"""A small classifier of a labelled data set, and what it says about generated images.
+
+It serves where no Inception is at hand. Its numbers are not FID and are named otherwise.
+"""
 
 import numpy as np
 
-from jit_jax.evaluation.distances import Moments
+from jit_jax.evaluation.distances import frechet
+from jit_jax.evaluation.moments import Moments
+
+WIDTH = 128  # of the hidden layer
+AT_MOST = 10_000  # images that the classifier is trained on, and that it is held against
+SURE = 0.7  # an image is readable when one class is likelier than this
 
 
 class Classifier:
-    """A small classifier of a labelled data set: its verdict, and its hidden layer as features, where no Inception is at hand.
+    """One hidden layer, trained when it is made.
 
-    images uint8 [N, H, W, C] and labels int [N] are of the training split. Its numbers are not FID and are named otherwise.
+    images: uint8 [N, H, W, C], labels: int [N], both of the training split.
     """
 
     def __init__(self, images, labels):
         from sklearn.neural_network import MLPClassifier
 
-        self.net = MLPClassifier((128,), max_iter=100, random_state=0).fit(
-            self._rows(images), labels
-        )
-
-    @staticmethod
-    def _rows(images):
-        """Luminance, flat, of images made smaller to at most 32 × 32 or a little more."""
-        gray, by = images.mean(-1), max(1, images.shape[1] // 32)
-        side = gray.shape[1] // by
-        gray = gray[:, : side * by, : side * by].reshape(len(gray), side, by, side, by).mean((2, 4))
-        return gray.reshape(len(gray), -1) / 127.5 - 1
+        self._net = MLPClassifier((WIDTH,), max_iter=100, random_state=0)
+        self._net.fit(_inputs(images), labels)
 
     def confidence(self, images) -> np.ndarray:
         """The probability of the likeliest class, [N]."""
-        return self.net.predict_proba(self._rows(images)).max(1)
+        return self._net.predict_proba(_inputs(images)).max(1)
 
-    def moments(self, images, moments: Moments | None = None) -> Moments:
-        """Of the hidden layer, 128 wide; added to `moments` when they are given."""
-        moments = Moments(128) if moments is None else moments
-        moments.update(
-            np.maximum(self._rows(images) @ self.net.coefs_[0] + self.net.intercepts_[0], 0)
-        )
+    def features(self, images) -> np.ndarray:
+        """The hidden layer, [N, WIDTH]."""
+        linear = _inputs(images) @ self._net.coefs_[0] + self._net.intercepts_[0]
+        return np.maximum(linear, 0)
+
+
+def _inputs(images) -> np.ndarray:
+    """Luminance in [−1, 1], flat, of images made smaller to at most 32 × 32 or a little more."""
+    gray = images.mean(-1)
+    by = max(1, gray.shape[1] // 32)
+    side = gray.shape[1] // by
+    gray = gray[:, : side * by, : side * by].reshape(len(gray), side, by, side, by).mean((2, 4))
+    return gray.reshape(len(gray), -1) / 127.5 - 1
+
+
+class ClassifierMetric:
+    """`readable`, the share of images with a sure class, and `classifier_distance`.
+
+    The latter is the Fréchet distance to held-out images on the classifier's features.
+    `readable_held_out` says the first of held-out images and `classifier_distance_train` the second
+    of training images: what a perfect model has. train, test: labelled `data.Source`s.
+    """
+
+    def __init__(self, train, test):
+        images, labels = evenly_spread(train)
+        held_out, _ = evenly_spread(test)
+        self._classifier = Classifier(images, labels)
+        self._held_out = self._moments(held_out)
+        self._perfect = {
+            'readable_held_out': float(np.mean(self._sure(held_out))),
+            'classifier_distance_train': self._distance(self._moments(images)),
+        }
+        self.reset()
+
+    def reset(self) -> None:
+        self._generated = Moments(WIDTH)
+        self._readable = []  # bool [n] of each update
+
+    def update(self, images, conditioning: dict, truth) -> None:
+        """images: uint8 [n, H, W, C]; the rest plays no part."""
+        self._generated.update(self._classifier.features(images))
+        self._readable.append(self._sure(images))
+
+    def compute(self) -> dict[str, float]:
+        return {
+            'readable': float(np.mean(np.concatenate(self._readable))),
+            'classifier_distance': self._distance(self._generated),
+            **self._perfect,
+        }
+
+    def _sure(self, images) -> np.ndarray:
+        return self._classifier.confidence(images) > SURE
+
+    def _moments(self, images) -> Moments:
+        moments = Moments(WIDTH)
+        moments.update(self._classifier.features(images))
         return moments
+
+    def _distance(self, moments: Moments) -> float:
+        there = self._held_out
+        return frechet(there.mean, there.covariance, moments.mean, moments.covariance)
+
+
+def evenly_spread(source) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of at most AT_MOST examples over the whole source, always the same ones."""
+    count = min(len(source), AT_MOST)
+    rows = [source[i] for i in np.linspace(0, len(source) - 1, count).astype(int)]
+    return np.stack([row['image'] for row in rows]), np.stack([row['label'] for row in rows])

@@ -1,13 +1,18 @@
-"""How good images are: against the truth, against a data set's features, and to a classifier's eye.
+"""Images against the truth: PSNR, SSIM, LPIPS, and the same of a guess that takes no learning.
 
-Images are uint8 [N, H, W, C], rounded as a PNG would have them; every number of a paper is of such images.
+Images are uint8 [N, H, W, C], rounded as a PNG would be; every number of a paper is of such images.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jit_jax.diffusion import conditions
+from jit_jax.errors import UserError
+from jit_jax.evaluation import lpips
+from jit_jax.output.images import to_uint8
 
 
 def psnr(a, b) -> np.ndarray:
@@ -19,42 +24,98 @@ def psnr(a, b) -> np.ndarray:
 
 @jax.jit
 def ssim(a, b) -> jax.Array:
-    """Structural similarity, float32 [N] (Wang et al. 2004): Gaussian window 11×11, σ 1.5, mean over channels and valid pixels."""
+    """Structural similarity (Wang et al. 2004), float32 [N], for images of at least 11 × 11 pixels.
+
+    The window is Gaussian, 11 × 11 with σ 1.5; the mean is over channels and over the pixels whose
+    window is whole.
+    """
     window = jnp.exp(-0.5 * (jnp.arange(-5, 6) / 1.5) ** 2)
     window = window / window.sum()
     N, H, W, C = a.shape
-    a, b = (
-        jnp.moveaxis(jnp.asarray(x, jnp.float32), -1, 1).reshape(N * C, 1, H, W) for x in (a, b)
-    )
+
+    def planes(images):
+        images = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
+        return images.reshape(N * C, 1, H, W)
 
     def blur(x):
-        x = jax.lax.conv(x, window.reshape(1, 1, 11, 1), (1, 1), 'VALID', jax.lax.Precision.HIGHEST)
-        return jax.lax.conv(
-            x, window.reshape(1, 1, 1, 11), (1, 1), 'VALID', jax.lax.Precision.HIGHEST
-        )
+        exact = jax.lax.Precision.HIGHEST
+        x = jax.lax.conv(x, window.reshape(1, 1, 11, 1), (1, 1), 'VALID', exact)
+        return jax.lax.conv(x, window.reshape(1, 1, 1, 11), (1, 1), 'VALID', exact)
 
+    a, b = planes(a), planes(b)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
-    index = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return index.mean((1, 2, 3)).reshape(N, C).mean(1)
+    mean_a, mean_b = blur(a), blur(b)
+    variance_a = blur(a * a) - mean_a**2
+    variance_b = blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return (above / below).mean((1, 2, 3)).reshape(N, C).mean(1)
 
 
 def guess(conditioning: dict, image_size: int) -> np.ndarray:
-    """What takes no learning: a small condition enlarged (bicubic), a hole filled with the mean of what is around it. float32."""
+    """What takes no learning, float32 [N, H, H, C] in [−1, 1].
+
+    A small condition is enlarged (bicubic; the nearest pixel where rows differ in size), and a hole
+    is filled with the mean of what is around it.
+    """
     cond = jnp.asarray(conditioning['cond'])
-    whole = jax.image.resize(cond, (len(cond), image_size, image_size, cond.shape[-1]), 'cubic')
-    if 'cond_grid' in conditioning:  # rows of several sizes: nearest neighbour
-        whole = conditions.picture(
-            {**conditioning, 'cond_valid': jnp.ones_like(conditioning['cond_valid'])}, image_size
-        )
+    if 'cond_grid' in conditioning:
+        everything = jnp.ones_like(conditioning['cond_valid'])
+        whole = conditions.picture({**conditioning, 'cond_valid': everything}, image_size)
+    else:
+        shape = (len(cond), image_size, image_size, cond.shape[-1])
+        whole = jax.image.resize(cond, shape, 'cubic')
     if 'cond_valid' not in conditioning:
         return np.asarray(whole)
-    seen = conditions.picture(
-        {'cond': jnp.ones_like(cond), **{k: conditioning[k] for k in conditioning if k != 'cond'}},
-        image_size,
-    )
-    mean = (whole * seen).sum((1, 2), keepdims=True) / jnp.maximum(
-        seen.sum((1, 2), keepdims=True), 1
-    )
-    return np.asarray(jnp.where(seen > 0, whole, mean))
+    known = conditions.picture({**conditioning, 'cond': jnp.ones_like(cond)}, image_size)
+    count = jnp.maximum(known.sum((1, 2), keepdims=True), 1)
+    mean = (whole * known).sum((1, 2), keepdims=True) / count
+    return np.asarray(jnp.where(known > 0, whole, mean))
+
+
+def as_rgb(images) -> jax.Array:
+    """[N, H, W, 1 or 3] → [N, H, W, 3]."""
+    return images if images.shape[-1] == 3 else images.repeat(3, -1)
+
+
+class TruthMetric:
+    """Means of PSNR, SSIM and, with weights, LPIPS against what conditions were made from.
+
+    Beside each score stands `<score>_baseline`, that of `guess`. lpips_weights: a file, '' for
+    none. Raises UserError, at once, for a file that does not fit and for images too small for
+    LPIPS.
+    """
+
+    def __init__(self, image_size: int, lpips_weights: str = ''):
+        self.image_size = image_size
+        self.scores = {'psnr': psnr, 'ssim': ssim}
+        if lpips_weights:
+            if image_size < lpips.SMALLEST:
+                raise UserError(
+                    f'--lpips needs images of at least {lpips.SMALLEST} pixels, and this run '
+                    f'has {image_size}; leave it out.'
+                )
+            weights = jax.device_put(lpips.load_weights(lpips_weights))
+            self.scores['lpips'] = partial(_rgb_lpips, weights)
+        self.reset()
+
+    def reset(self) -> None:
+        self._rows = {}  # by the name of a number: a list of arrays [n]
+
+    def update(self, images, conditioning: dict, truth) -> None:
+        """images, truth: uint8 [n, H, H, C]; conditioning has a condition image for each."""
+        baseline = to_uint8(guess(conditioning, self.image_size))
+        for name, score in self.scores.items():
+            self._add(name, score(images, truth))
+            self._add(f'{name}_baseline', score(baseline, truth))
+
+    def _add(self, name: str, rows) -> None:
+        self._rows.setdefault(name, []).append(np.asarray(rows))
+
+    def compute(self) -> dict[str, float]:
+        return {name: float(np.mean(np.concatenate(rows))) for name, rows in self._rows.items()}
+
+
+def _rgb_lpips(weights, a, b) -> jax.Array:
+    return lpips.distance(weights, as_rgb(a), as_rgb(b))

@@ -1,28 +1,28 @@
-"""The InceptionV3 that FID is defined by: Google's graph of 2015-12-05, whose weights circulate as a PyTorch file.
+"""The InceptionV3 that FID is defined by: Google's graph of 2015-12-05.
 
-It differs from the Inception of the paper ("Rethinking the Inception Architecture", arXiv 1512.00567) in ways that
-change the number: images are resized as TensorFlow 1 did, averages at a border divide by the pixels that exist,
-the last block pools with a maximum, and there are 1008 logits. Batch norm is folded into the convolutions on loading.
+Its weights circulate as a PyTorch file. It differs from the Inception of the paper ("Rethinking the
+Inception Architecture", arXiv 1512.00567) in ways that change the number: images are resized as
+TensorFlow 1 did, averages at a border divide by the pixels that exist, the last block pools with a
+maximum, and there are 1008 logits. Batch norm is folded into the convolutions on loading.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import avg_pool, max_pool
 
+from jit_jax.errors import UserError
+from jit_jax.evaluation.array_files import read_state_dict
+
 _SIDE = 299  # the network's input, in pixels
 _CLASSES = 1008
 _BN_EPSILON = 1e-3
-_EXACT = (
-    jax.lax.Precision.HIGHEST
-)  # float32 everywhere, or TPU and GPU would disagree with published numbers
+# Float32 everywhere, or TPU and GPU would disagree with published numbers.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ _convolve = partial(
     jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=_EXACT
 )
 
-# A plan is a Conv, a pool, a tuple (one after another) or a list (side by side, joined along channels).
+# A plan is a Conv, a pool, a tuple (one after another) or a list (side by side, channels joined).
 _average = partial(avg_pool, window_shape=(3, 3), padding='SAME', count_include_pad=False)
 _maximum = partial(max_pool, window_shape=(3, 3), padding='SAME')
 _halve = partial(max_pool, window_shape=(3, 3), strides=(2, 2))
@@ -97,7 +97,7 @@ def _shrink17(name: str):
 
 
 def _block8(name: str, pool):
-    """8×8 pixels; the row and the column of a 3×3 stand side by side instead of following each other."""
+    """8×8 pixels; the row and the column of a 3×3 stand side by side, not one after another."""
     b = f'{name}.branch'
 
     def fork(step):
@@ -135,11 +135,12 @@ _NETWORK = tuple(_STAGES.values())
 def features(weights, images) -> dict[str, jax.Array]:
     """The six features of each image.
 
-    weights: what `load_weights` returns. images: uint8 [B, H, W, 3] in [0, 255], any H and W (256 for published FID).
-    Returns float32 arrays: '64', '192', '768', '2048' (spatial means of four depths; FID, KID and precision/recall
-    use '2048'), 'logits_unbiased' [B, 1008] (no bias: what the Inception score uses) and 'logits' [B, 1008].
-    Made for `jax.jit(features)`: rows are independent, so a batch sharded over devices stays so.
-    Raises ValueError for other image types, because floats in [-1, 1] would give plausible nonsense.
+    weights: what `load_weights` returns. images: uint8 [B, H, W, 3] in [0, 255], any H and W (256
+    for published FID). Returns float32 arrays: '64', '192', '768', '2048' (spatial means of four
+    depths; FID, KID and precision/recall use '2048'), 'logits_unbiased' [B, 1008] (no bias: what
+    the Inception score uses) and 'logits' [B, 1008]. Made for `jax.jit(features)`: rows are
+    independent, so a batch sharded over devices stays so. Raises ValueError for other image types,
+    because floats in [-1, 1] would give plausible nonsense.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
         raise ValueError(
@@ -184,7 +185,8 @@ def _resize(images):
 def _interpolation(size: int) -> np.ndarray:
     """[299, size]: TensorFlow 1's bilinear weights, which read pixel i at i · size / 299.
 
-    No half-pixel centres and no antialiasing: the picture shifts and aliases, and published FIDs contain that.
+    No half-pixel centres and no antialiasing: the picture shifts and aliases, and published FIDs
+    contain that.
     """
     place = np.arange(_SIDE) * (size / _SIDE)
     low = place.astype(int)
@@ -199,54 +201,22 @@ def _interpolation(size: int) -> np.ndarray:
 def load_weights(path) -> dict:
     """Reads the weights of the FID Inception for `features`: a tree of float32 NumPy arrays, 95 MB.
 
-    path: the published `.pth` state dict (needs PyTorch), or an `.npz` with the same names and shapes.
-    Put the tree on the devices once (`jax.device_put`), or every call of `features` carries it there.
-    Pickled code is never run. Raises FileNotFoundError, ImportError without PyTorch, or ValueError if the file cannot
-    be read or its tensors are not this network's.
+    path: the published `.pth` state dict (needs PyTorch), or an `.npz` with the same names and
+    shapes. Put the tree on the devices once (`jax.device_put`), or every call of `features` carries
+    it there. Raises UserError if the file is absent, cannot be read, or holds other tensors than
+    this network's.
     """
-    state = read_state(path, 'Inception weights', '`jit-jax fetch` downloads them')
+    state = read_state_dict(path, 'Inception weights', 'jit-jax fetch downloads them')
     try:
         return fold(state)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
-
-
-def read_state(path, what: str, hint: str) -> dict:
-    """The arrays of a `.pth` state dict or an `.npz`, by name; no pickled code is run. Raises as `load_weights` does."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'No {what} at {path}; {hint}.')
-    if path.suffix not in ('.pth', '.npz'):
-        raise ValueError(f'{what} are a .pth or an .npz file, not {path}.')
-    return _read_pth(path) if path.suffix == '.pth' else _read_npz(path)
-
-
-def _read_npz(path: Path) -> dict:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f'{path} is not a readable .npz of plain arrays.') from None
-
-
-def _read_pth(path: Path) -> dict:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(f"Reading {path} needs PyTorch: pip install 'jit_jax[torch]'") from None
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        return {name: tensor.numpy() for name, tensor in state.items()}
-    except Exception as error:  # noqa: BLE001 a damaged file makes torch.load raise almost anything
-        raise ValueError(
-            f'{path} is not a readable PyTorch state dict: {type(error).__name__}.'
-        ) from None
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def fold(state: Mapping[str, np.ndarray]) -> dict:
-    """A state dict in PyTorch's names and layouts → the tree that `features` takes, batch norm folded in.
+    """PyTorch's names and layouts → the tree that `features` takes, batch norm folded in.
 
-    Raises one ValueError naming the tensors that are missing, unexpected or of another shape.
+    Raises one UserError naming the tensors that are missing, unexpected or of another shape.
     Batch norm's `num_batches_tracked` counters may be there or not: inference never reads them.
     """
     _check_shapes(
@@ -284,7 +254,7 @@ def _check_shapes(found: dict[str, tuple[int, ...]]) -> None:
     }
     if any(problems.values()):
         listed = '; '.join(f'{kind} {_first(names)}' for kind, names in problems.items() if names)
-        raise ValueError(f'The tensors are not those of the FID Inception: {listed}.')
+        raise UserError(f'The tensors are not those of the FID Inception: {listed}.')
 
 
 def _first(names: list[str], limit: int = 10) -> str:
@@ -294,7 +264,7 @@ def _first(names: list[str], limit: int = 10) -> str:
 
 
 def _convs(plan, channels: int) -> tuple[list[tuple[Conv, int]], int]:
-    """Every Conv of a plan with its number of input channels, and the plan's number of output channels."""
+    """Every Conv of a plan with the width of its input, and the width of the plan's output."""
     match plan:
         case Conv():
             return [(plan, channels)], plan.width
