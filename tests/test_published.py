@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from jit_jax.diffusion import generate, objective
 from jit_jax.diffusion.objective import Diffusion
-from jit_jax.model import jit, official, sharding, sizes
+from jit_jax.model import layers, official, sharding, sizes
 from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import size
 from jit_jax.training import optimizer, step
@@ -304,7 +304,7 @@ def test_initial_statistics(fresh):
             assert np.abs(x).max() > 0.04, name  # not uniform
         elif name.endswith(('rows', 'cols')):
             assert np.array_equal(
-                x, jit.sincos_tables(WIDTH)[name.endswith('cols')].astype(np.float32)
+                x, layers.sincos_tables(WIDTH)[name.endswith('cols')].astype(np.float32)
             ), name
         else:
             assert name.endswith((*ZERO, *ONE)), name
@@ -315,7 +315,7 @@ def test_initial_statistics(fresh):
 
 def test_patch_embedding_starts_as_a_linear():
     """B at patch 16: the limit is 0.082, from 768 pixels and 128 channels; a convolution's own fan would give 0.013."""
-    assert np.abs(jit.xavier(jax.random.key(0), (768, 128))).max() == pytest.approx(
+    assert np.abs(layers.xavier(jax.random.key(0), (768, 128))).max() == pytest.approx(
         0.0818, abs=1e-4
     )
 

@@ -14,11 +14,13 @@ Shape letters, here and everywhere: B batch, S slots, N target patches, D width,
 K head width, P pixels of a patch (p · p · channels), n condition patches of a program, L depth.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jit_jax.errors import UserError
 
 GRID = 16  # patches along each side of the target, at every resolution
 COND = slice(0, 256)
@@ -29,14 +31,17 @@ SLOTS = 512
 def patch_size(image_size: int) -> int:
     """The side of a patch in pixels: image_size / 16, so that a target is always 256 patches."""
     if image_size < GRID or image_size % GRID:
-        raise ValueError(
-            f'image_size must be a multiple of {GRID}, so that a target is 16×16 patches; got {image_size}.'
+        raise UserError(
+            f'image_size must be a multiple of {GRID}, so that a target is 16×16 patches; '
+            f'got {image_size}.'
         )
     return image_size // GRID
 
 
 def patchify(images, p: int) -> jnp.ndarray:
-    """[B, h·p, w·p, C] → [B, h·w, P], rows first; a patch's pixels are in the order (row, column, channel)."""
+    """[B, h·p, w·p, C] → [B, h·w, P], rows first; a patch's pixels are in the order (row, column,
+    channel).
+    """
     B, height, width, C = images.shape
     h, w = height // p, width // p
     x = images.reshape(B, h, p, w, p, C).transpose(0, 1, 3, 2, 4, 5)
@@ -53,12 +58,12 @@ def unpatchify(patches, p: int, h: int = GRID, w: int = GRID) -> jnp.ndarray:
 def condition_grid(cond_shape, p: int) -> tuple[int, int]:
     """The (rows, columns) of patches of a condition image [B, Hc, Wc, C].
 
-    Raises ValueError unless both sides are whole patches and the grid fits in 16×16.
+    Raises UserError unless both sides are whole patches and the grid fits in 16×16.
     """
     height, width = cond_shape[1:3]
     h, w = height // p, width // p
     if height % p or width % p or not (1 <= h <= GRID and 1 <= w <= GRID):
-        raise ValueError(
+        raise UserError(
             f'A condition image is 1 to {GRID} patches of {p}×{p} pixels along each side '
             f'({p} to {GRID * p} pixels in steps of {p}); got {height}×{width}.'
         )
@@ -66,14 +71,18 @@ def condition_grid(cond_shape, p: int) -> tuple[int, int]:
 
 
 def place(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
-    """Where an h×w array of patches lies in the picture, in units of target patches: [h·w, 2] of (row, column).
+    """Where an h×w array of patches lies in the picture, in units of target patches: [h·w, 2] of
+    (row, column).
 
-    Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at 0…15. With
-    grid int [B, 2], row b's picture is covered by its own grid[b] patches instead: [B, h·w, 2].
+    Patch i of h rows sits at the centre of what it covers, (i + ½)·16/h − ½, so a 16×16 grid is at
+    0…15. With grid int [B, 2], row b's picture is covered by its own grid[b] patches instead: [B,
+    h·w, 2].
     """
-    patches = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing='ij'), -1).reshape(h * w, 2)
-    grid = np.array([h, w]) if grid is None else grid[:, None, :]
-    return (patches + 0.5) * GRID / grid - 0.5
+    rows, cols = np.meshgrid(np.arange(h), np.arange(w), indexing='ij')
+    patches = np.stack([rows, cols], -1).reshape(h * w, 2)
+    if grid is None:
+        return (patches + 0.5) * GRID / np.array([h, w]) - 0.5
+    return (patches + 0.5) * GRID / grid[:, None, :] - 0.5
 
 
 def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0) -> jnp.ndarray:
@@ -90,54 +99,85 @@ def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int =
     return valid
 
 
-class Slots(NamedTuple):
-    """A sequence on its way through the blocks."""
+def slot_places(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
+    """Where all 512 slots lie, with an h×w condition: [512, 2], or [B, 512, 2] with grid [B, 2].
 
-    tokens: jax.Array  # [B, S, D]
-    valid: jax.Array | None  # bool [B, S]; None: all live
-    places: (
-        np.ndarray | jax.Array
-    )  # [S, 2] or, where rows differ, [B, S, 2]: where a slot lies; (0, 0) is not rotated
-    n: int  # image patches of the condition: the class tokens' first slot
-
-    def insert(self, class_tokens, label_valid) -> 'Slots':
-        """Class tokens [B, K, D] take slots n … n + K − 1: padding when all 512 run, new slots otherwise."""
-        B, K = class_tokens.shape[:2]
-        S = self.tokens.shape[1]
-        room, padded = slice(self.n, self.n + K), S == SLOTS
-        rest = self.n + K if padded else self.n
-        valid, live = (
-            self.valid,
-            jnp.ones((B, K), bool) if label_valid is None else label_valid[:, None].repeat(K, 1),
-        )
-        if label_valid is not None and padded:
-            class_tokens = jnp.where(live[:, :, None], class_tokens, self.tokens[:, room])
-            live = live | valid[:, room]
-        if valid is None and label_valid is not None:
-            valid = jnp.ones((B, S), bool)
-        if valid is not None:
-            valid = jnp.concatenate([valid[:, : self.n], live, valid[:, rest:]], 1)
-        return self._replace(
-            tokens=jnp.concatenate(
-                [self.tokens[:, : self.n], class_tokens, self.tokens[:, rest:]], 1
-            ),
-            valid=valid,
-            places=join(
-                self.places[..., : self.n, :], np.zeros((K, 2)), self.places[..., rest:, :]
-            ),
-        )
+    Class tokens and dead slots are at (0, 0), which attention does not rotate.
+    """
+    cond = place(h, w, grid)
+    padding = np.zeros((COND.stop - h * w, 2))
+    target = place(GRID, GRID)
+    if grid is None:
+        return np.concatenate([cond, padding, target])
+    rest = np.concatenate([padding, target])
+    rest = jnp.broadcast_to(rest, (len(cond), *rest.shape))
+    return jnp.concatenate([cond, rest], 1)
 
 
-def join(*places) -> np.ndarray | jax.Array:
-    """Concatenates places [·, 2] and [B, ·, 2] along their slots."""
-    rows = [len(x) for x in places if x.ndim == 3]
-    if not rows:
-        return np.concatenate(places)
-    return jnp.concatenate([jnp.broadcast_to(x, (rows[0], *x.shape[-2:])) for x in places], 1)
+@dataclass(frozen=True)
+class Slots:
+    """Which of the 512 slots a program computes, which of them are live, and where they lie.
+
+    Flags are None where every row has what they speak of. The methods take the number of class
+    tokens in the sequence: 0 up to the block where they enter.
+    """
+
+    batch: int
+    grid: tuple[int, int]  # rows and columns of condition patches; (0, 0) without a condition image
+    literal: bool  # all 512 slots are computed, not only those that can be live
+    cond_valid: jax.Array | None = None  # bool [B, n]
+    label_valid: jax.Array | None = None  # bool [B]
+    cond_grid: jax.Array | None = None  # int [B, 2], where rows differ in their grids
+    empty: jax.Array | None = (
+        None  # bool [B], rows whose condition slots hold the no-condition token
+    )
+
+    @property
+    def n(self) -> int:
+        """Condition patches, and so the first slot of class tokens."""
+        h, w = self.grid
+        return h * w
+
+    def computed(self, class_tokens: int) -> np.ndarray:
+        """The slots that are computed: int [S]."""
+        if self.literal:
+            return np.arange(SLOTS)
+        target = np.arange(TARGET.start, TARGET.stop)
+        return np.concatenate([np.arange(self.n + class_tokens), target])
+
+    def valid(self, class_tokens: int) -> jax.Array | None:
+        """The mask over the computed slots: bool [B, S], or None when all are live in every row."""
+        flagged = self.cond_valid is not None
+        if class_tokens and self.label_valid is not None:
+            flagged = True
+        if not flagged and not self.literal:
+            return None
+        cond, label = self.cond_valid, self.label_valid
+        if cond is None:
+            cond = jnp.ones((self.batch, self.n), bool)
+        if label is None:
+            label = jnp.ones(self.batch, bool)
+        mask = slot_mask(self.batch, cond, label, class_tokens)
+        if self.empty is not None:
+            mask = mask | (self.empty[:, None] & _IN_COND)
+        return mask[:, self.computed(class_tokens)]
+
+    def places(self, class_tokens: int) -> np.ndarray | jax.Array:
+        """Where the computed slots lie: [S, 2], or [B, S, 2] where rows differ."""
+        places = slot_places(*self.grid, self.cond_grid)
+        if self.empty is not None:
+            unrotated = self.empty[:, None, None] & _IN_COND[:, None]
+            places = jnp.where(unrotated, 0, places)
+        return places[..., self.computed(class_tokens), :]
+
+
+_IN_COND = np.arange(SLOTS) < COND.stop  # bool [512]
 
 
 def draw(valid) -> str:
-    """One line a row of `valid` [B, 512]: runs of 16 slots as █ (all live), ▒ (some) or · (dead), condition │ target."""
+    """One line a row of `valid` [B, 512]: runs of 16 slots as █ (all live), ▒ (some) or · (dead),
+    condition │ target.
+    """
     share = np.asarray(valid).reshape(len(valid), SLOTS // GRID, GRID).mean(-1)
     marks = np.where(share == 1, '█', np.where(share > 0, '▒', '·'))
     return '\n'.join(''.join(row[:GRID]) + '│' + ''.join(row[GRID:]) for row in marks)

@@ -237,7 +237,7 @@ def attention_backends(config: ConfigDict, model: JiT, mesh) -> str:
     chosen = []
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         for slots in slot_counts(model, *condition_slots(config)):
-            shape = (rows, model.heads, slots, head_width)
+            shape = (rows, slots, model.heads, head_width)
             chosen.append(attention.choose(model.attention, model.dtype, shape))
     return ', '.join(dict.fromkeys(chosen))
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jit_jax.model.attention import attend, rotate, rotation
+from jit_jax.model import attention
+from jit_jax.model.attention import Layout, rotation
 from jit_jax.model.sequence import GRID, place
 
 B, H, S, K = 2, 2, 7, 16
@@ -13,6 +14,20 @@ B, H, S, K = 2, 2, 7, 16
 
 def arrays(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def heads_first(x):
+    """[B, S, H, K] ↔ [B, H, S, K], in which the references below are written."""
+    return x.swapaxes(1, 2)
+
+
+def attend(q, k, v, valid=None):
+    layout = Layout('xla', cos=None, sin=None, valid=valid)
+    return heads_first(attention.attend(*map(heads_first, (q, k, v)), layout))
+
+
+def rotate(x, cos, sin):
+    return heads_first(attention.rotate(heads_first(x), cos, sin))
 
 
 def softmax_attention(q, k, v, valid):
@@ -116,7 +131,7 @@ def test_rotation_of_rows_with_places_of_their_own():
     places = np.random.default_rng(0).uniform(0, 15, (B, S, 2))
     x = arrays(5, B, H, S, K)
     cos, sin = rotation(jnp.asarray(places), K)
-    assert cos.shape == (B, 1, S, K // 2)
+    assert cos.shape == (B, S, 1, K // 2)
     expected = np.stack([published_rotation(x[b], places[b]) for b in range(B)])
     np.testing.assert_allclose(rotate(halves(x), cos, sin), halves(expected), atol=5e-6)
 

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jit_jax.diffusion.objective import Diffusion
-from jit_jax.model import attention, jit, sharding
-from jit_jax.model.attention import choose, live_first, splash, take, xla
+from jit_jax.model import attention, sharding
+from jit_jax.model.attention import choose, live_first, take
 from jit_jax.model.jit import JiT
 from jit_jax.training import step
 from jit_jax.training.ema import EMA
@@ -20,6 +20,7 @@ from jit_jax.training.state import init_state
 
 S = 128
 D = Diffusion(noise_scale=1.0)
+H100, T4 = 'NVIDIA H100 80GB HBM3', 'Tesla T4'
 PATTERNS = {
     'all live': None,
     'the target alone': np.arange(S) >= 64,
@@ -31,10 +32,26 @@ PATTERNS = {
 
 def pod(platform, shape=(1, 1, 1)):
     """A mesh of devices that this machine does not have."""
-    device = AbstractDevice(platform, 1, platform)
+    kind = platform
+    if kind in (H100, T4):
+        platform = 'gpu'
+    device = AbstractDevice(kind, 1, platform)
     return AbstractMesh(
         shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device
     )
+
+
+def heads_first(f):
+    """A backend for q, k, v [B, H, S, K]."""
+
+    def run(q, k, v, valid):
+        return f(*(x.swapaxes(1, 2) for x in (q, k, v)), valid).swapaxes(1, 2)
+
+    return run
+
+
+xla = heads_first(attention.xla)
+splash = heads_first(partial(attention.splash, interpret=True))
 
 
 def value_and_gradient(f, q, k, v, valid):
@@ -52,19 +69,14 @@ def rows(name, B):
 @pytest.mark.parametrize('name', PATTERNS)
 def test_splash_is_xla(name, K):
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, S, K)).astype(np.float32)
-    both = [
-        jax.jit(partial(value_and_gradient, f))(q, k, v, rows(name, 2))
-        for f in (xla, partial(splash, interpret=True))
-    ]
+    both = [jax.jit(partial(value_and_gradient, f))(q, k, v, rows(name, 2)) for f in (xla, splash)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), *both)
 
 
 def test_splash_is_xla_on_a_mesh():
     q, k, v = np.random.default_rng(0).standard_normal((3, 4, 2, S, 64)).astype(np.float32)
     mesh = sharding.make_mesh((2, 2, 2))
-    fused = jax.jit(
-        sharding.within(mesh, partial(value_and_gradient, partial(splash, interpret=True)))
-    )
+    fused = jax.jit(sharding.within(mesh, partial(value_and_gradient, splash)))
     args = (
         *(
             jax.device_put(x, jax.NamedSharding(mesh, jax.P(('data', 'fsdp'), 'tensor')))
@@ -92,16 +104,16 @@ def test_live_slots_first_is_the_same_function(
 ):
     model = tiny(dead_slots=dead_slots)
     expected = run(model, params, conditioning['z'], conditioning['t'], **conditioning[name])
-    seen = []
+    seen, plain = [], jax.nn.dot_product_attention
 
     def by_length(
         q, k, v, key_value_seq_lengths, implementation
     ):  # what cuDNN is asked for, by plain products
         seen.append(key_value_seq_lengths)
-        return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_value_seq_lengths)
+        return plain(q, k, v, key_value_seq_lengths=key_value_seq_lengths)
 
-    monkeypatch.setattr(jit, 'choose', lambda *_: 'cudnn')
-    monkeypatch.setattr(attention, 'fused', by_length)
+    monkeypatch.setattr(attention, 'choose', lambda *_: 'cudnn')
+    monkeypatch.setattr(attention.jax.nn, 'dot_product_attention', by_length)
     found = run(
         model.clone(attention='cudnn'),
         params,
@@ -129,15 +141,17 @@ def test_live_first_keeps_the_order_of_live_slots():
 @pytest.mark.parametrize(
     'platform, dtype, shape, mesh, chosen',
     [
-        ('cpu', 'float32', (4, 2, 256, 64), (1, 1, 1), 'xla'),
-        ('gpu', 'bfloat16', (4, 2, 288, 64), (1, 1, 1), 'cudnn'),
-        ('gpu', 'float32', (4, 2, 288, 64), (1, 1, 1), 'xla'),
-        ('gpu', 'bfloat16', (4, 2, 271, 64), (1, 1, 1), 'xla'),
-        ('gpu', 'bfloat16', (4, 2, 256, 132), (1, 1, 1), 'xla'),
-        ('tpu', 'bfloat16', (4, 2, 256, 104), (2, 2, 2), 'splash'),
-        ('tpu', 'bfloat16', (4, 2, 288, 64), (1, 1, 1), 'xla'),
-        ('tpu', 'bfloat16', (1, 2, 256, 64), (2, 2, 2), 'xla'),
-        ('tpu', 'bfloat16', (4, 3, 256, 64), (2, 2, 2), 'xla'),
+        ('cpu', 'float32', (4, 256, 2, 64), (1, 1, 1), 'xla'),
+        (H100, 'bfloat16', (4, 288, 2, 64), (1, 1, 1), 'cudnn'),
+        (H100, 'float32', (4, 288, 2, 64), (1, 1, 1), 'xla'),
+        (H100, 'bfloat16', (4, 271, 2, 64), (1, 1, 1), 'xla'),
+        (H100, 'bfloat16', (4, 256, 2, 132), (1, 1, 1), 'xla'),
+        (T4, 'bfloat16', (4, 256, 2, 64), (1, 1, 1), 'xla'),  # it has no such kernel
+        ('gpu', 'bfloat16', (4, 256, 2, 64), (1, 1, 1), 'xla'),  # nor may a card nobody knows
+        ('tpu', 'bfloat16', (4, 256, 2, 104), (2, 2, 2), 'splash'),
+        ('tpu', 'bfloat16', (4, 288, 2, 64), (1, 1, 1), 'splash'),  # padded to whole blocks
+        ('tpu', 'bfloat16', (1, 256, 2, 64), (2, 2, 2), 'xla'),
+        ('tpu', 'bfloat16', (4, 256, 3, 64), (2, 2, 2), 'xla'),
     ],
 )
 def test_auto_is_the_fused_kernel_where_it_can(platform, dtype, shape, mesh, chosen):
@@ -186,7 +200,7 @@ def test_the_train_step_lowers_with_the_fused_kernel(platform, partial_condition
         accumulate=1,
         log_every=1,
     )
-    with jax.sharding.use_abstract_mesh(pod(platform)):
+    with jax.sharding.use_abstract_mesh(pod(H100 if platform == 'gpu' else platform)):
         key = jax.random.key(0)
         state = jax.eval_shape(partial(init_state, model, optimizer=optimizer, decays=(0.99,)), key)
         batch = {

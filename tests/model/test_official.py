@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jit_jax.__main__ import main
 from jit_jax.commands import convert
 from jit_jax.model import official
-from jit_jax.model.jit import sincos_tables
+from jit_jax.model.layers import sincos_tables
 from jit_jax.model.official import (
     from_official,
     load_official,

@@ -1,0 +1,155 @@
+"""The parts that blocks are made of: products, normalisation, the embedding of patches and times.
+
+Parameters are float32. Products run in the model's `dtype`; everything between two products is
+computed in float32 and rounded once, where it enters the next product.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.nn import initializers
+
+from jit_jax.model.sequence import GRID
+from jit_jax.model.sharding import split_by_tensor
+
+
+def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
+    """Xavier uniform on the fused matrix [shape[0], prod(shape[1:])], as published."""
+    limit = math.sqrt(6 / (shape[0] + math.prod(shape[1:])))
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+@jax.custom_vjp
+def product(x, kernel) -> jax.Array:
+    """x [R, D] · kernel [D, …] → [R, …], in x's dtype.
+
+    The kernel's gradient is a sum over rows, and then over devices. JAX would give it x's dtype; in
+    bfloat16 the sum over devices would lose what small gradients add. Here it is float32.
+    """
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (((1,), (0,)), ((), ())))
+
+
+def _product_forward(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, g):
+    x, kernel = saved
+    outputs = tuple(range(1, g.ndim))
+    dx = jax.lax.dot_general(g, kernel.astype(x.dtype), ((outputs, outputs), ((), ())))
+    dkernel = jax.lax.dot_general(
+        x, g, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return dx, dkernel.astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nn.Module):
+    """x [..., D] → [..., *features] in `dtype`, with a fused kernel [D, *features]."""
+
+    features: tuple[int, ...]
+    kernel_init: initializers.Initializer = xavier
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        D = x.shape[-1]
+        kernel = self.param('kernel', self.kernel_init, (D, *self.features))
+        if not split_by_tensor():
+            # Flat matrices: on a CPU the gradient of a product in more dimensions takes 2.5 times
+            # as long. A kernel whose features are split over devices has to keep its shape.
+            kernel = kernel.reshape(D, -1)
+        y = product(x.astype(self.dtype).reshape(-1, D), kernel)
+        if self.use_bias:
+            bias = self.param('bias', initializers.zeros, self.features).reshape(kernel.shape[1:])
+            # In float32, so that the bias's gradient is summed over all rows in float32.
+            y = (y.astype(jnp.float32) + bias).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *self.features)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over the last axis; then · (1 + scale) + shift, where given: float32.
+
+    x [B, S, D] is modulated by what a row's time and label say, shift and scale [B or 1, D].
+    """
+
+    @nn.compact
+    def __call__(self, x, shift=None, scale=None):
+        weight = self.param('weight', initializers.ones, x.shape[-1:])
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+        if shift is None:
+            return x * weight
+        # The factors first: the gradients of both need one sum over the slots, not two.
+        return x * (weight * (1 + scale))[:, None] + shift[:, None]
+
+
+def row_major(x) -> jax.Array:
+    """x [B, S, D], laid out in this order on a GPU.
+
+    Left alone, XLA lays the stream out as [B, D, S], for the sake of the sums over S, and copies
+    what is to be summed into that order, in float32.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.abstract_device is None or mesh.abstract_device.platform != 'gpu':
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+
+
+def swiglu(x) -> jax.Array:
+    """silu(x₁)·x₂ of x [..., 2, F]: float32 [..., F]."""
+    x = x.astype(jnp.float32)
+    return jax.nn.silu(x[..., 0, :]) * x[..., 1, :]
+
+
+class PatchEmbed(nn.Module):
+    """Patches [B, n, P] of an h×w grid → tokens [B, n, D]: a bottleneck, then row + column
+    entry.
+    """
+
+    width: int
+    bottleneck: int
+    tables: str
+    freeze: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches, h: int, w: int):
+        x = Linear((self.bottleneck,), use_bias=False, dtype=self.dtype, name='pixels')(patches)
+        x = Linear((self.width,), dtype=self.dtype, name='out')(x)
+        if self.tables == 'sincos':
+            row_table, col_table = sincos_tables(self.width)
+        else:
+            row_table = col_table = np.zeros((GRID, self.width))
+        rows = self.param('rows', lambda key: jnp.asarray(row_table, jnp.float32))
+        cols = self.param('cols', lambda key: jnp.asarray(col_table, jnp.float32))
+        positions = (rows[:h, None] + cols[None, :w]).reshape(h * w, self.width)
+        if self.freeze:
+            positions = jax.lax.stop_gradient(positions)
+        return (x.astype(jnp.float32) + positions).astype(self.dtype)
+
+
+def sincos_tables(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column tables [16, D] whose sums are the published 2-D sin-cos table.
+
+    The first half of the channels encodes the column, the second the row, each as [sin | cos].
+    """
+    omega = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    angles = np.arange(GRID)[:, None] * omega
+    half = np.concatenate([np.sin(angles), np.cos(angles)], 1)
+    zero = np.zeros_like(half)
+    return np.concatenate([zero, half], 1), np.concatenate([half, zero], 1)
+
+
+def time_features(t, size: int = 256) -> jax.Array:
+    """t [B] in [0, 1], not scaled → [B, size] of [cos | sin] with periods up to 10000."""
+    frequency = jnp.exp(-math.log(10000) * jnp.arange(size // 2) / (size // 2))
+    angles = t.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
