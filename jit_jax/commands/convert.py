@@ -14,22 +14,10 @@ from jit_jax.diffusion.guidance import GUIDANCE
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
 from jit_jax.model.official import from_official, load_official, save_official
+from jit_jax.output import destination
 from jit_jax.training.weights import read_weights, write_weights
 
-PUBLISHED_DECAYS = [0.9999, 0.9996]  # of the averages that official files hold
-
-
-def _run_config(architecture: dict, decays: list[float]) -> dict:
-    """The config.json of a run that would have ended in these weights."""
-    guidance = GUIDANCE.get((architecture['image_size'], architecture['variant']), 1.0)
-    return {
-        'model': architecture,
-        'compute': {'dtype': 'auto', 'dead_slots': 'skip', 'scan': True, 'remat': 'none'},
-        'condition': {'kind': 'class'},
-        'diffusion': dataclasses.asdict(Diffusion(noise_scale=architecture['image_size'] / 256)),
-        'ema': {'decays': decays},
-        'sample': {'sampler': 'heun', 'steps': 50, 'guidance': guidance, 'interval': (0.1, 1.0)},
-    }
+PUBLISHED_DECAYS = (0.9999, 0.9996)  # of the averages that official files hold
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -62,20 +50,39 @@ def main(args: argparse.Namespace) -> None:
     print(f'{args.source} → {args.destination}')
 
 
-def to_run_folder(source: Path, destination: Path, class_start: int | None, cond: str) -> None:
-    """Official weights → a run folder without an optimiser. Raises UserError for what they are not."""
+def to_run_folder(source: Path, folder: Path, class_start: int | None, cond: str) -> None:
+    """Official weights → a run folder without an optimiser. Raises UserError for what is none."""
     trees = {}
     for which, state in load_official(source).items():
         architecture, trees[which] = from_official(state, class_start=class_start, cond=cond)
-    config = _run_config(architecture, PUBLISHED_DECAYS[: len(trees) - 1])
-    write_weights(destination, config, trees.pop('params'), trees, step=0)
+    decays = PUBLISHED_DECAYS[: len(trees) - 1]
+    config = run_config(architecture, list(decays))
+    with destination.writing(folder, 'destination'):
+        write_weights(folder, config, trees.pop('params'), trees, step=0)
 
 
-def to_pth(source: Path, destination: Path) -> None:
-    """A run folder → an official .pth of its weights and its first two averages."""
-    if destination.suffix != '.pth':
-        raise UserError(f'A run folder becomes a .pth; got {destination}.')
+def to_pth(source: Path, path: Path) -> None:
+    """A run folder → an official .pth of its weights and its averages, as many as it has."""
+    if path.suffix != '.pth':
+        raise UserError(f'A run folder becomes a .pth; got {path}.')
     config, params, _ = read_weights(source, 'params')
-    names = ['ema1', 'ema2'][: len(config['ema']['decays'])]
-    averages = {name: read_weights(source, name)[1] for name in names}
-    save_official(destination, config['model'], params, averages)
+    averages = {}
+    for name, _ in zip(('ema1', 'ema2'), config['ema']['decays']):
+        _, averages[name], _ = read_weights(source, name)
+    save_official(path, config['model'], params, averages)
+
+
+def run_config(architecture: dict, decays: list[float]) -> dict:
+    """The config.json of a run that would have ended in these weights."""
+    guidance = 1.0
+    published = (architecture['image_size'], architecture['variant'])
+    if published in GUIDANCE:
+        guidance = GUIDANCE[published]
+    return {
+        'model': architecture,
+        'compute': {'dtype': 'auto', 'dead_slots': 'skip', 'scan': True, 'remat': 'none'},
+        'condition': {'kind': 'class'},
+        'diffusion': dataclasses.asdict(Diffusion(noise_scale=architecture['image_size'] / 256)),
+        'ema': {'decays': decays},
+        'sample': {'sampler': 'heun', 'steps': 50, 'guidance': guidance, 'interval': (0.1, 1.0)},
+    }

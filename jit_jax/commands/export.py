@@ -13,34 +13,41 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from jit_jax.commands import command_line
+from jit_jax.errors import UserError
+from jit_jax.output import destination
 from jit_jax.training.manifest import UNSIGNED, sign
 from jit_jax.training.storage import PARTIAL
 from jit_jax.training.weights import read_weights, write_weights
 
 
 def export(workdir: str, ema: str, out: str) -> str:
-    """Writes the weights `ema` of `workdir` and its config to `out`, whole or not at all; says so in a sentence.
+    """Writes weights of a run and its config, whole or not at all; says so in a sentence.
 
-    out: a .safetensors file, replaced when it exists, or a folder to make. Raises FileNotFoundError, FileExistsError or
-    ValueError, in one sentence.
+    Args:
+      workdir: the run.
+      ema: which weights, 'params', 'ema1' …
+      out: a .safetensors file, replaced when it exists, or a folder to make.
+
+    Raises UserError.
     """
     config, tree, step = read_weights(workdir, ema)
-    if out.endswith('.safetensors'):
-        write_safetensors(out, config, ema, tree, step)
-    elif ema == 'params':
-        write_weights(out, config, tree, {}, step)
-    else:
-        write_weights(out, config, None, {ema: tree}, step)
+    with destination.writing(out, '--out'):
+        if out.endswith('.safetensors'):
+            write_safetensors(out, config, ema, tree, step)
+        elif ema == 'params':
+            write_weights(out, config, tree, {}, step)
+        else:
+            write_weights(out, config, None, {ema: tree}, step)
     count = sum(array.size for array in flatten_dict(tree).values())
     return f'Wrote {ema} of {workdir} at step {step}, {count / 1e6:.1f} M parameters, to {out}.'
 
 
 def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: int) -> None:
-    """One file: arrays by path ('blocks/qkv/kernel'), and what they are in its metadata, with a hash of it all."""
+    """One file: arrays by path ('blocks/qkv/kernel'), and what they are, with a hash of it all."""
     try:
         from safetensors.numpy import save
     except ImportError:
-        raise ValueError(f'Writing {out} needs a package: pip install safetensors.') from None
+        raise UserError(f'Writing {out} needs a package: pip install safetensors.') from None
     arrays = {
         name: np.ascontiguousarray(array) for name, array in flatten_dict(tree, sep='/').items()
     }

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jit_jax.__main__ import main
 from jit_jax.commands import convert
+from jit_jax.errors import UserError
 from jit_jax.model import official
 from jit_jax.model.layers import sincos_tables
 from jit_jax.model.official import (
@@ -94,6 +95,26 @@ def test_round_trip_from_ours(converted):
     )
     assert again == architecture
     assert same(flatten_dict(back, sep='/'), flat)
+
+
+@pytest.mark.parametrize('class_start', [None, 0])
+def test_without_class_tokens(tiny, class_start):
+    """in_context_len=0 of the official code: no in_context_posemb there, no class_positions here."""
+    state = weights()
+    del state['net.in_context_posemb']
+    architecture, params = from_official(state, class_start=class_start)
+    sizes = size(architecture['variant'])
+    assert sizes['class_tokens'] == 0 and 'class_positions' not in params
+    back = to_official(architecture, params)
+    assert same(back, state)
+    # The tree is the model's own, and a label still counts, in the modulation.
+    fields = {name: value for name, value in architecture.items() if name != 'variant'}
+    net = tiny(**sizes, **fields)
+    z, t = np.ones((2, 32, 32, 3), np.float32), np.full(2, 0.5, np.float32)
+    like = jax.eval_shape(net.init, jax.random.key(0), z, t)['params']
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, like)
+    one, two = (net.apply({'params': params}, z, t, label=np.full(2, n)) for n in (1, 2))
+    assert not np.array_equal(one, two)
 
 
 def test_a_fresh_model_comes_back(tiny, fresh):
@@ -348,7 +369,7 @@ def test_damaged_and_missing_files(torch, tmp_path):
             cut.write_bytes(whole.read_bytes()[:length])
             with pytest.raises(ValueError, match='is damaged, or holds something else'):
                 load_official(cut)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(UserError, match=f'nowhere{suffix} cannot be read'):
             load_official(tmp_path / f'nowhere{suffix}')
 
 
@@ -462,5 +483,5 @@ def test_command_errors(torch, tmp_path, capsys):
     [('B', 256, 3.0), ('L', 512, 2.5), ('H', 512, 2.3), ('G', 256, 1.0)],
 )
 def test_published_guidance(variant, image_size, guidance):
-    config = convert._run_config(dict(variant=variant, image_size=image_size), [0.9999])
+    config = convert.run_config(dict(variant=variant, image_size=image_size), [0.9999])
     assert config['sample']['guidance'] == guidance
