@@ -261,3 +261,27 @@ def call(env, monkeypatch, capsys):
         return capsys.readouterr().out
 
     return words
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """words → (exit code, what was printed, what was said as an error) of `jit-jax words`, here.
+
+    In this process, which is much quicker than one of its own, and has its devices already.
+    """
+    from jit_jax.__main__ import main
+    from jit_jax.commands import environment
+
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+    monkeypatch.setattr(environment, 'join_processes', lambda args: None)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(list(words))
+        except SystemExit as end:
+            code = end.code
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call

@@ -1,4 +1,6 @@
-"""What the documents say is so: pages made from code, examples that run, commands whose flags exist."""
+"""What the documents say is so: pages made from code, examples that run, commands whose flags
+exist.
+"""
 
 import importlib
 import os
@@ -108,7 +110,9 @@ def test_readme_is_short():
 
 
 def test_the_condition_of_the_contributing_page_works(tiny, params):
-    """Its two blocks as they stand, then a config that asks for it, alone and mixed, through the model."""
+    """Its two blocks as they stand, then a config that asks for it, alone and mixed, through the
+    model.
+    """
     space = {}
     before = dict(conditions.KINDS)
     try:

@@ -1,4 +1,6 @@
-"""The library's verbs on a model in memory: what is drawn, and what is refused before anything is."""
+"""The library's verbs on a model in memory: what is drawn, and what is refused before anything
+is.
+"""
 
 import inspect
 

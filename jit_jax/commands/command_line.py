@@ -160,6 +160,8 @@ def config_path(path: str) -> str:
     'uncond', 'uncond.py' and 'configs/uncond.py' are the package's where there is no such file.
     """
     if os.path.isfile(path):
+        if not path.endswith('.py'):
+            raise UserError(f'--config names a Python file such as configs/uncond.py; got {path}.')
         return path
     name = os.path.basename(path).removesuffix('.py')
     packaged = os.path.join(os.path.dirname(configs.__file__), f'{name}.py')
@@ -210,7 +212,8 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
         raise UserError(_no_such_key(str(error))) from error
     except flags.Error as error:
         # What a config file raised itself is the last line of a traceback.
-        raise UserError(str(error).strip().rpartition('Error: ')[2]) from error
+        words = str(error).strip().rpartition('Error: ')[2]
+        raise UserError(f'{words.rstrip(".")}.') from error
     if stray:
         raise UserError(f'{stray[0]!r} is not a flag; write --name=value.')
     return values.config

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable
 
 from jit_jax.errors import UserError
 
@@ -85,23 +84,3 @@ def join_processes(args: argparse.Namespace) -> None:
     except ValueError:  # JAX has found no cluster, which is an error only where one was named
         if named:
             raise
-
-
-def check_in_first_process(check: Callable[[], None]) -> None:
-    """Calls `check` in process 0; where it raises UserError, every process does, and none waits."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    problem = None
-    if jax.process_index() == 0:
-        try:
-            check()
-        except UserError as error:
-            problem = error
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.asarray(problem is not None)).any()
-        if failed and problem is None:
-            raise UserError('Process 0 cannot go on, and says why.')
-    if problem is not None:
-        raise problem

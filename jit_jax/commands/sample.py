@@ -12,19 +12,23 @@ it; a folder gets one file an image.
 """
 
 import argparse
+from functools import partial
 
 import jax
 import numpy as np
 
-from jit_jax import trained
+from jit_jax import data, trained
 from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
+from jit_jax.model.jit import JiT
+from jit_jax.model.sequence import condition_grid, patchify
 from jit_jax.output import destination
 from jit_jax.output.images import save_png
 from jit_jax.recipe import inputs
+from jit_jax.training.processes import first_process
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -63,24 +67,31 @@ def define_flags(parser: command_line.Parser) -> None:
     environment.define_flags(parser)
 
 
-def load_condition(paths, num: int, net) -> dict:
-    """Image files → cond float32 [num, Hc, Wc, C] and, where patches are transparent, cond_valid bool [num, n]."""
-    from jit_jax import data
-    from jit_jax.errors import UserError
-    from jit_jax.model.sequence import condition_grid, patchify
+def load_condition(paths: list[str], num: int, net: JiT) -> dict[str, np.ndarray]:
+    """Image files, taken in turn, as a condition.
 
-    try:
-        pictures = [data.condition_image(path, net.channels) for path in paths]
-    except UserError as problem:
-        raise UserError(f'--cond: {problem}') from problem
+    Returns `cond` float32 [num, Hc, Wc, C] in [−1, 1] and, where patches are transparent,
+    `cond_valid` bool [num, n]. Raises UserError for what is no image and for sizes that differ.
+    """
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(data.condition_image(path, net.channels))
+        except UserError as problem:
+            raise UserError(f'--cond: {problem}') from problem
     if len({image.shape for image, _ in pictures}) > 1:
         raise UserError('--cond: all condition images must have one size.')
     turns = [pictures[i % len(pictures)] for i in range(num)]
     cond = np.stack([image for image, _ in turns]).astype(np.float32) / 127.5 - 1
     opaque = np.stack([opaque for _, opaque in turns])[..., None]
-    condition_grid(cond.shape, net.patch)
+    if opaque.all():
+        return {'cond': cond}
+    try:
+        condition_grid(cond.shape, net.patch)
+    except ValueError as problem:
+        raise UserError(f'--cond: {problem}') from problem
     valid = np.asarray(patchify(opaque, net.patch)).all(-1)
-    return {'cond': cond} if valid.all() else {'cond': cond, 'cond_valid': valid}
+    return {'cond': cond, 'cond_valid': valid}
 
 
 def load_labels(names: list[str], num: int, model: trained.Model) -> np.ndarray:
@@ -131,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
     model, params = trained.load(args.workdir, args.ema)
     conditioning, truth = conditioning_of(args, model)
     inputs.check_guidance(model.config, args.guidance, conditioning, prefix='--')
-    environment.check_in_first_process(lambda: destination.check_writable(args.out, '--out'))
+    first_process(partial(destination.check_writable, args.out, '--out'))
     if args.trajectory:
         draw_trajectory(args, model, params, conditioning)
     else:

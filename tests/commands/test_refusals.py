@@ -1,0 +1,217 @@
+"""What cannot be done as asked: one sentence with what to change, and nothing drawn or written.
+
+A row is a command line and words of its sentence. `{…}` is a run folder, a file or a folder below.
+"""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from configs import uncond
+from jit_jax import loop, trained
+from jit_jax.commands import train
+from jit_jax.training.weights import write_weights
+
+# Run folders by what they learned.
+RUNS = {
+    'none': {'condition.kind': 'none'},
+    'hole': {'condition.kind': 'inpaint'},
+    'small': {'condition.kind': 'super_resolution'},
+    'labels': {'condition.kind': 'class'},
+    'always': {'condition.kind': 'class', 'condition.drop': 0.0},
+    'either': {'condition.kind': 'super_resolution|class'},
+    'both': {'condition.kind': 'inpaint+class'},
+}
+
+SAMPLE = [
+    ('sample', '--workdir says which run to sample from, for example --workdir=runs/uncond'),
+    ('sample --workdir={here}/nowhere', 'nowhere does not exist'),
+    ('sample --workdir={none} --ema=ema7', "no weights 'ema7'"),
+    ('sample --workdir={none} --num=0', "--num: must be a whole number, at least 1; got '0'"),
+    ('sample --workdir={none} --num=two', "--num: must be a whole number, at least 1; got 'two'"),
+    ('sample --workdir={none} --seed=-1', '--seed: must be a whole number, at least 0'),
+    ('sample --workdir={none} --steps=0', '--steps: must be a whole number, at least 1'),
+    ('sample --workdir={none} --trajectory=1', '--trajectory: must be a whole number, at least 2'),
+    ('sample --workdir={none} --sampler=hoin', "--sampler: invalid choice: 'hoin'"),
+    ('sample --workdir={none} --stepz=3', 'There is no flag --stepz; did you mean --steps?'),
+    ('sample --workdir={none} 16', "'16' is not a flag; write --name=value."),
+    ('sample --workdir={none} --config=uncond', 'There is no flag --config'),
+    ('sample --workdir={none} --out=a.gif', '--out must end in .png, .npz or / for a folder'),
+    ('sample --workdir={none} --out=a.npz --trajectory=3', '--out must end in .png with'),
+    ('sample --workdir={none} --out={file}/a.png', '--out: {file}'),
+    ('sample --workdir={none} --out=/proc/a.npz', '--out: /proc cannot be written'),
+    ('sample --workdir={none} --guidance=2', '--guidance: this run learned no condition'),
+    ('sample --workdir={always} --guidance=2', 'never learned to go without its condition'),
+    ('sample --workdir={labels} --guidance=nan', "--guidance: must be a number; got 'nan'"),
+    ('sample --workdir={labels} --guidance=inf', "--guidance: must be a number; got 'inf'"),
+    ('sample --workdir={labels} --guidance=much', "--guidance: must be a number; got 'much'"),
+    ('sample --workdir={none} --label=1', '--label: this run learned no classes'),
+    ('sample --workdir={hole} --label=1', '--label: this run learned no classes'),
+    ('sample --workdir={labels} --label=', '--label: must be values with commas between'),
+    ('sample --workdir={labels} --label=1,,2', '--label: must be values with commas between'),
+    ('sample --workdir={labels} --label=²', "--label: '²' is not a class of this run; it has 5"),
+    ('sample --workdir={labels} --label=6', "--label: '6' is not a class of this run"),
+    ('sample --workdir={labels} --label=rose', "--label: 'rose' is not a class of this run"),
+    ('sample --workdir={none} --cond={px32}', '--cond: this run learned no condition images'),
+    ('sample --workdir={labels} --cond={px32}', '--cond: this run learned no condition images'),
+    ('sample --workdir={hole} --cond={px16}', '--cond is 16×16 pixels, and this run learned 32×32'),
+    ('sample --workdir={hole} --cond={px31}', '--cond is 31×31 pixels, and this run learned 32×32'),
+    (
+        'sample --workdir={small} --cond={px32}',
+        '--cond is 32×32 pixels, and this run learned 16×16',
+    ),
+    (
+        'sample --workdir={hole} --cond={px32},{px16}',
+        '--cond: all condition images must have one size',
+    ),
+    ('sample --workdir={hole} --cond={here}/no.png', '--cond: There is no file'),
+    ('sample --workdir={hole} --cond={file}', '--cond: {file} cannot be read as an image'),
+    ('sample --workdir={hole} --cond=', '--cond: must be values with commas between'),
+    ('sample --workdir={either} --cond={px16} --label=1', 'learned either, one at a time'),
+    (
+        'sample --workdir={both} --cond={px32} --label=1',
+        '256 patches and 4 class tokens do not fit',
+    ),
+]
+EXPORT = [
+    ('export', '--workdir says which run to export'),
+    ('export --workdir={none}', '--out says where to'),
+    ('export --workdir={here}/nowhere --out=a.safetensors', 'nowhere does not exist'),
+    ('export --workdir={none} --out=a --ema=ema7', "no weights 'ema7'"),
+    ('export --workdir={none} --out={file}/a.safetensors', '--out: {file}/a.safetensors cannot be'),
+    ('export --workdir={none} --out={hole} --ema=params', 'is in the way'),
+    ('export --workdir={none} --out=/proc/a --ema=params', '/proc/a cannot be written'),
+    ('export --workdir={none} --out=a stray', "'stray' is not a flag"),
+]
+CONVERT = [
+    ('convert', 'the following arguments are required: source, destination'),
+    ('convert {here}/nowhere.pth {here}/new', 'nowhere.pth cannot be read (No such file'),
+    ('convert {file} {here}/new', 'is damaged, or holds something else'),
+    ('convert {file} {none}', 'exists and is not overwritten; name another destination'),
+    ('convert {none} {here}/new', 'A run folder becomes a .pth'),
+    ('convert {here} {here}/new.pth', '{here}'),
+    ('convert {none} {file}/new.pth', '{file}/new.pth cannot be written (File exists)'),
+    ('convert {none} {here}/new.pth extra', "'extra' is not a flag"),
+    ('convert {none} {here}/new.pth --cond=old', "--cond: invalid choice: 'old'"),
+]
+REPLAY = [
+    ('replay', '--bundle names the nan-<step>.npz that a stopped run has left'),
+    ('replay --bundle={here}/nan-1.npz', 'nan-1.npz cannot be read (No such file'),
+    ('replay --bundle={cut}', 'cut.npz is damaged, or is no bundle of a stopped run'),
+    ('replay --bundle={empty}', 'empty.npz is damaged, or is no bundle of a stopped run'),
+    ('replay --bundle={foreign}', 'foreign.npz is damaged, or is no bundle of a stopped run'),
+    ('replay --bundle={pickled}', 'pickled.npz is damaged, or is no bundle of a stopped run'),
+    ('replay --bundle={array}', 'array.npz is damaged, or is no bundle of a stopped run'),
+    ('replay --bundle={bundle}', 'config.json is missing or damaged'),
+    ('replay --bundle={none}', '--bundle: {none} cannot be read (Is a directory)'),
+]
+TRAIN = [
+    ('train', '--config says what to run, for example --config='),
+    ('train uncond', "'uncond' is not a flag"),
+    ('train --config=', 'There is no ; --config names one of uncond, cond or a file'),
+    ('train --config=uncond:', "There is no preset ''"),
+    ('train --config={file}', '--config names a Python file such as configs/uncond.py'),
+    ('train --config=uncond --config.model=3', 'config.model'),
+    ('train --config=uncond --config.steps', 'config.steps'),
+]
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory, params):
+    """Paths by the names that the rows use."""
+    here = tmp_path_factory.mktemp('refusals')
+    found = {'here': here}
+    for name, changes in RUNS.items():
+        config = uncond.get_config()
+        config.model.variant, config.model.num_classes = TINY, 5
+        config.update_from_flattened_dict(changes)
+        found[name] = here / name
+        write_weights(
+            here / name, config.to_dict(), params, {'ema1': params, 'ema2': params}, step=7
+        )
+    for side in (16, 31, 32):
+        found[f'px{side}'] = here / f'{side}.png'
+        Image.new('RGB', (side, side)).save(found[f'px{side}'])
+    found['file'] = here / 'file'
+    found['file'].write_text('This is no picture, no config and no weights.')
+    bundle = {'step': 2, 'seed': 0, 'checkpoint': 0, 'batch/image': np.zeros((1, 2, 2, 3), 'u1')}
+    files = {'bundle': bundle, 'foreign': {'arr_0': np.zeros(3)}}
+    files['pickled'] = bundle | {'step': np.array({'a': 1}, object)}
+    for name, arrays in files.items():
+        found[name] = here / f'{name}.npz'
+        np.savez(found[name], **arrays)
+    whole = found['bundle'].read_bytes()
+    for name, content in (('cut', whole[: len(whole) // 2]), ('empty', b'')):
+        found[name] = here / f'{name}.npz'
+        found[name].write_bytes(content)
+    found['array'] = here / 'array.npz'
+    with open(found['array'], 'wb') as file:
+        np.save(file, np.zeros(3))
+    return found
+
+
+ROWS = [*SAMPLE, *EXPORT, *CONVERT, *REPLAY, *TRAIN]
+
+
+@pytest.mark.parametrize('line, sentence', ROWS, ids=[line for line, _ in ROWS])
+def test_one_sentence_and_nothing_written(places, command, line, sentence, monkeypatch, tmp_path):
+    def too_late(*args, **kwargs):
+        raise AssertionError('this should have been refused before')
+
+    for module, name in ((trained, 'draw'), (trained, 'trajectory'), (loop, 'train')):
+        monkeypatch.setattr(module, name, too_late)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir(places['here']))
+    code, out, err = command(*(word.format(**places) for word in line.split()))
+    assert code == 1 and out == '', out
+    assert err.startswith('error: ') and err.count('\n') == 1 and err[-2] in '.?', err
+    assert sentence.format(**places) in err, err
+    for word in ('Errno', 'Traceback', 'allow_pickle', 'NoneType'):
+        assert word not in err
+    assert os.listdir(tmp_path) == [] and sorted(os.listdir(places['here'])) == before
+
+
+def test_out_is_made_before_anything_is_drawn(places, command, monkeypatch, tmp_path):
+    """Folders are made; a place that cannot be written to costs no image; parts are kept."""
+    monkeypatch.chdir(tmp_path)
+    quick = ['sample', f'--workdir={places["none"]}', '--steps=1', '--sampler=euler', '--batch=8']
+    assert command(*quick, '--num=10', '--out=new/folder/a.npz')[0] == 0
+    images = np.load('new/folder/a.npz')['arr_0']
+    assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8
+    with zipfile.ZipFile('new/folder/a.npz') as file:
+        assert file.testzip() is None
+    assert command(*quick, '--num=10', '--out=images/')[0] == 0
+    for i, name in enumerate(sorted(os.listdir('images'))):
+        assert name == f'{i:06d}.png' and np.array_equal(Image.open(f'images/{name}'), images[i])
+    assert command(*quick, '--num=4', '--out=new/grid.png')[0] == 0
+    assert Image.open('new/grid.png').size == (2 + 2 * 34, 2 + 2 * 34)
+    assert sorted(os.listdir('new/folder')) == ['a.npz']
+
+    # What was written before the disk is full stays; the sentence names the flag.
+    draw, save = trained.draw, 0
+
+    def fills_up(*args, **kwargs):
+        for part in draw(*args, **kwargs):
+            yield part
+            os.chmod('half', 0o500)
+            monkeypatch.setattr('jit_jax.output.destination.save_png', full)
+
+    def full(*args):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(trained, 'draw', fills_up)
+    code, out, err = command(*quick, '--num=10', '--out=half/')
+    assert code == 1 and err.startswith('error: --out: half/ cannot be written (No space left')
+    assert len(os.listdir('half')) == 8 and save == 0
+
+
+def test_a_config_that_only_train_lists(command, monkeypatch):
+    """`--list` needs no config, and nothing else does without."""
+    code, out, err = command('train', '--list')
+    assert code == 0 and err == '' and out == train.presets() + '\n'
+    assert json.dumps(out)
