@@ -14,7 +14,7 @@ import numpy as np
 
 from jit_jax import trained
 from jit_jax.commands import command_line, environment
-from jit_jax.evaluation import image_scores, preview
+from jit_jax.evaluation import held_out, image_scores
 
 FINE = 200  # Heun steps of the images that others are compared to
 STEPS = {
@@ -43,7 +43,7 @@ def main(args):
         args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
     )
     model, params = trained.load(args.workdir)
-    conditioning, _ = preview.held_out(model.config, args.num, 0)
+    conditioning, _ = held_out.examples(model.config, args.num, 0)
     counts = [int(passes) for passes in args.passes]
 
     def draw(sampler, steps):

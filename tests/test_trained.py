@@ -15,7 +15,7 @@ from jit_jax import trained
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
-from jit_jax.evaluation import preview
+from jit_jax.evaluation import held_out, preview
 from jit_jax.output.images import to_uint8
 
 KEY = jax.random.key(0)
@@ -154,7 +154,7 @@ def test_what_the_run_learned_is_accepted(model, params):
 
 def test_a_trajectory_ends_in_the_sample(holes):
     model, params, _, test = holes
-    conditioning, _ = preview.held_out(model.config, 1, 0, test)
+    conditioning, _ = held_out.examples(model.config, 1, 0, test)
     for sampler in ('euler', 'heun'):
         path = trained.trajectory(
             model, params, jax.random.key(0), steps=3, sampler=sampler, **conditioning

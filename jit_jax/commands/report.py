@@ -9,9 +9,11 @@ import json
 
 from etils import epath
 
+from jit_jax import data
 from jit_jax.commands import command_line
 from jit_jax.errors import UserError
 from jit_jax.evaluation.page import write
+from jit_jax.output.trouble import reason
 from jit_jax.recipe import build
 
 
@@ -23,10 +25,42 @@ def main(args: argparse.Namespace) -> None:
     command_line.required(
         args, 'workdir', 'says which run to report, for example --workdir=runs/uncond.'
     )
-    config = json.loads((epath.Path(args.workdir) / 'config.json').read_text())
-    sources = []
+    config = read_config(args.workdir)
+    train, test = open_images(config)
+    print(write(args.workdir, config, train, test))
+
+
+def read_config(workdir: str) -> dict:
+    """The config.json of a run folder. Raises UserError where it has none that can be read."""
+    path = epath.Path(workdir) / 'config.json'
     try:
-        sources = [build.source(config, split) for split in ('train', 'test')]
-    except UserError as problem:
-        print(f'Without its images: {problem}')
-    print(write(args.workdir, config, *sources))
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f'--workdir names a run folder, and {path} cannot be read ({reason(error)}).'
+        ) from error
+    except ValueError as error:
+        raise UserError(f'{path} is not a config of a run ({error}).') from error
+    if not isinstance(config, dict) or not {'model', 'condition'} <= config.keys():
+        raise UserError(f'{path} is not a config of a run: it has no model or no condition.')
+    return config
+
+
+def open_images(config: dict) -> tuple[data.Source | None, data.Source | None]:
+    """The training and the held-out images; None for what is not there, and a line that says so."""
+    if 'data' not in config:
+        print('Without its images: this run was converted, and names none.')
+        return None, None
+    found, problems = {}, {}
+    for split in ('train', 'test'):
+        try:
+            found[split] = build.source(config, split)
+        except UserError as problem:
+            found[split] = None
+            problems[split] = problem
+    if len(problems) == 2:
+        print(f'Without its images: {problems["train"]}')
+    elif problems:
+        ((split, problem),) = problems.items()
+        print(f'Without its {split} images: {problem}')
+    return found['train'], found['test']

@@ -21,7 +21,7 @@ from jit_jax import data, trained
 from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
-from jit_jax.evaluation import preview
+from jit_jax.evaluation import held_out, preview
 from jit_jax.hardware import compiler
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import condition_grid, patchify
@@ -128,7 +128,7 @@ def conditioning_of(
         return given, None
     if model.config['condition']['kind'] == 'class':
         return {'label': np.arange(args.num, dtype=np.int32) % model.net.num_classes}, None
-    return preview.held_out(model.config, args.num, args.seed)
+    return held_out.examples(model.config, args.num, args.seed)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from jax.experimental.multihost_utils import process_allgather
 
 from jit_jax import trained
 from jit_jax.diffusion.generate import Settings, compiled_sampler, noise
-from jit_jax.evaluation import preview
+from jit_jax.evaluation import held_out
 from jit_jax.evaluation.kept_files import keep_images, kept_images, tag
 from jit_jax.model.sharding import spread, whole_rows
 from jit_jax.output.images import to_uint8
@@ -57,7 +57,7 @@ class ImageParts:
         if self.model.config['condition']['kind'] == 'class':
             index = start + np.arange(self._drawn, dtype=np.int32)
             return {'label': index % self.model.net.num_classes}, None
-        return preview.held_out(self.model.config, self._drawn, self.seed, self.test, start)
+        return held_out.examples(self.model.config, self._drawn, self.seed, self.test, start)
 
     def _images(self, params, settings, conditioning, start: int, folder: str) -> np.ndarray:
         if not folder:

@@ -1,15 +1,15 @@
 """A run on one page: curves, pictures, what it may have copied, its mask, config and machine.
 
-    jit-jax report --workdir=runs/uncond    # runs/uncond/report/index.html, one file, and its PNGs beside it
+    jit-jax report --workdir=runs/uncond    # runs/uncond/report/index.html, one file, and its PNGs
 
-A run writes it at its end. It draws no samples: it reads those in `samples/` and every number in `metrics.jsonl`.
+A run writes it at its end. It draws no samples: it reads those in `samples/` and every number in
+`metrics.jsonl`. What a folder does not have, such as the curves of a converted run, is left out.
 """
 
 import base64
 import html
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -18,119 +18,76 @@ from importlib.metadata import version
 import jax
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from jit_jax import data
 from jit_jax.diffusion import conditions
-from jit_jax.evaluation import preview
-from jit_jax.model import sequence
+from jit_jax.errors import UserError
+from jit_jax.evaluation import held_out, neighbours
+from jit_jax.evaluation.curves import families
+from jit_jax.evaluation.preview import results
+from jit_jax.evaluation.slot_picture import CAPTION, slots
 from jit_jax.output import files
 from jit_jax.output.charts import WIDTH, chart
-from jit_jax.output.images import grid, save_png
+from jit_jax.output.images import save_png
+from jit_jax.output.trouble import reason
 from jit_jax.recipe import build
 
 TRAIN_IMAGES, HELD_OUT_IMAGES = 2048, 256  # at most, for the nearest neighbours
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#2a2f38;max-width:1040px;margin:2em auto;padding:0 1em}
-h1,h2{font-weight:600}h2{margin-top:2em;border-bottom:1px solid #e4e7ec}figure{display:inline-block;margin:0 .6em .6em 0;vertical-align:top}
-figcaption,p{color:#687080;font-size:13px}img{max-width:100%;image-rendering:pixelated}pre{background:#f6f7f9;padding:1em;overflow:auto}"""
+STAGES = 6  # of the samples over time
+ROWS = 4  # of the mask
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #2a2f38; max-width: 1040px; margin: 2em auto;
+  padding: 0 1em; }
+h1, h2 { font-weight: 600; overflow-wrap: anywhere; }
+h2 { margin-top: 2em; border-bottom: 1px solid #e4e7ec; }
+figure { display: inline-block; margin: 0 .6em .6em 0; vertical-align: top; max-width: 100%; }
+figcaption, p { color: #687080; font-size: 13px; }
+img { max-width: 100%; height: auto; image-rendering: pixelated; }
+img.smooth { image-rendering: auto; }
+pre { background: #f6f7f9; padding: 1em; overflow: auto; }
+"""
 
 
-def families(path: str) -> dict[str, dict[str, list]]:
-    """metrics.jsonl → {'loss': {'': [(step, value), …]}, 'v_loss': {'t0.2': …, 't0.5': …}, …}.
+def write(
+    workdir: str, config: dict, train: data.Source | None = None, test: data.Source | None = None
+) -> str:
+    """Writes <workdir>/report/index.html, and PNGs beside it; returns the path.
 
-    What ends in a number shares a chart; what is always zero has none.
+    config: the run's config.json. train, test: its images, or None where they are not at hand.
+    Raises UserError where there is no such folder or it cannot be written.
     """
-    found = {'loss': {}, 'learning_rate': {}}
-    for line in map(json.loads, epath.Path(path).read_text().splitlines()):
-        for name, value in line.items():
-            if name == 'step' or not math.isfinite(value):
-                continue
-            parts = re.fullmatch(r'(.+?)[_/](t?[\d.]+(?:_[\d.]+)?)', name)
-            family, member = parts.groups() if parts else (name, '')
-            found.setdefault(family, {}).setdefault(member, []).append((line['step'], value))
-    return {
-        name: series
-        for name, series in found.items()
-        if any(value for rows in series.values() for _, value in rows)
-    }
+    if not epath.Path(workdir).exists():
+        raise UserError(f'There is no run folder {workdir}.')
+    page = Page(os.path.join(workdir, 'report'))
+    try:
+        _add_curves(page, workdir)
+        _add_samples(page, workdir, config, train, test)
+        _add_mask(page, config, test)
+        _add_origin(page, config)
+        model = config['model']
+        name = os.path.basename(os.path.abspath(workdir))
+        size = f'{model["image_size"]}×{model["image_size"]}'
+        about = f'JiT-{model["variant"]} at {size}, condition {config["condition"]["kind"]}'
+        return page.save(name, about)
+    except OSError as error:
+        raise UserError(
+            f'{page.folder} cannot be written ({reason(error)}): make room or change who may write.'
+        ) from error
 
 
-def slots(conditioning: dict, model, rows: int = 4) -> np.ndarray:
-    """The mask of what a model is told (keywords of `JiT.__call__`, `rows` rows) as a picture, uint8 [·, 1026, 3].
+def try_write(*args) -> str:
+    """`write` for the end of a run, which it must not spoil.
 
-    A strip for each row: live condition slots blue, the target orange, dead slots pale. Below, for the first two rows, which
-    slot (down) attends to which (across).
+    Returns a sentence for the person who watches.
     """
-    n = (
-        math.prod(sequence.condition_grid(conditioning['cond'].shape, model.patch))
-        if 'cond' in conditioning
-        else 0
-    )
-    cond = conditioning.get('cond_valid', np.ones((rows, n), bool)) if n else None
-    label = (
-        conditioning.get('label_valid', np.ones(rows, bool)) if 'label' in conditioning else None
-    )
-    valid = np.asarray(sequence.slot_mask(rows, cond, label, model.class_tokens))
-    colors = np.array([[0x35, 0x66, 0xA8]] * 256 + [[0xD9, 0x82, 0x2B]] * 256, np.uint8)
-    paint = lambda live: np.where(live[..., None], colors, np.uint8(0xE9))
-    framed = lambda image, *pads: np.pad(image, (*pads, (0, 0)), constant_values=255)
-    strips = [framed(np.tile(paint(row).repeat(2, 0), (14, 1, 1)), (0, 4), (0, 2)) for row in valid]
-    squares = np.concatenate(
-        [framed(paint(row[None] & row[:, None]), (8, 0), (0, 1)) for row in valid[:2]], 1
-    )
-    return np.concatenate([*strips, framed(squares, (0, 0), (0, 1026 - squares.shape[1]))])
-
-
-def results(picture: np.ndarray, size: int, triples: bool, count: int) -> np.ndarray:
-    """The `count` samples in a grid that a run drew, uint8 [count, size, size, 3]: of triples the middle, without what is written below."""
-    width = size * (3 if triples else 1)
-    columns = (picture.shape[1] - 2) // (width + 2)
-    high = (picture.shape[0] - 2) // -(-count // columns)  # of a row
-    corners = [
-        (2 + i // columns * high, 2 + i % columns * (width + 2) + size * triples)
-        for i in range(count)
-    ]
-    return np.stack([picture[y : y + size, x : x + size] for y, x in corners])
-
-
-def distances(a, b) -> np.ndarray:
-    """Root mean square differences [len(a), len(b)], in levels of 255, of images averaged to 16×16 pixels."""
-    small = lambda x: (
-        np.asarray(x, np.float64)
-        .reshape(len(x), 16, x.shape[1] // 16, 16, -1, x.shape[3])
-        .mean((2, 4))
-        .reshape(len(x), -1)
-    )
-    a, b = small(a), small(b)
-    square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(square, 0) / a.shape[1])
-
-
-def images_of(source, count: int) -> np.ndarray:
-    """At most `count` images, the same ones each time, uint8 [·, S, S, 3]."""
-    order = np.random.default_rng(0).permutation(len(source))[:count]
-    images = np.stack([source[int(i)]['image'] for i in order])
-    return images.repeat(3, -1) if images.shape[-1] == 1 else images
-
-
-def neighbours(samples, train, held_out) -> tuple[str, np.ndarray]:
-    """Whether samples are copies: a sentence with numbers, and a grid of sample | its three nearest training images, nearest first."""
-    found, usual = distances(samples, train), distances(held_out, train).min(1)
-    nearest = found.min(1)
-    order = np.argsort(nearest)[:12]
-    rows = np.concatenate(
-        [
-            samples[order],
-            *(train[np.argsort(found[order], 1)[:, k]] for k in range(min(3, len(train)))),
-        ],
-        2,
-    )
-    words = (
-        f'{(nearest < usual.min()).sum()} of {len(samples)} samples are closer to a training image than any of {len(held_out)} held-out images is. '
-        f'Distance to the nearest of {len(train)} training images, median (least): samples {np.median(nearest):.1f} ({nearest.min():.1f}), '
-        f'held-out images {np.median(usual):.1f} ({usual.min():.1f}); root mean square of 255 levels at 16×16 pixels. '
-        f'Sample | its three nearest, for the {len(order)} closest.'
-    )
-    return words, grid(rows, 3)
+    try:
+        return f'Curves, samples and their nearest training images are in {write(*args)}'
+    except UserError as error:
+        return f'The report could not be drawn: {error}'
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and saved
+        return f'The report could not be drawn: {error!r}.'
 
 
 class Page:
@@ -140,99 +97,152 @@ class Page:
         self.folder, self.parts = folder, []
 
     def section(self, title: str, note: str = '') -> None:
-        self.parts.append(f'<h2>{html.escape(title)}</h2><p>{html.escape(note)}</p>')
+        """Begins a part of the page."""
+        self.parts.append(f'<h2>{html.escape(title)}</h2>')
+        self.note(note)
+
+    def note(self, text: str) -> None:
+        """Adds a paragraph; '' adds none."""
+        if text:
+            self.parts.append(f'<p>{html.escape(text)}</p>')
 
     def picture(
-        self, name: str, image: np.ndarray, caption: str = '', width: int | None = None
+        self,
+        name: str,
+        image: np.ndarray,
+        caption: str = '',
+        *,
+        width: int | None = None,
+        smooth: bool = False,
     ) -> None:
+        """Adds a picture, uint8 [h, w, 3]; pixels stay squares unless it is `smooth`."""
         path = os.path.join(self.folder, f'{name}.png')
         save_png(path, image)
-        data = base64.b64encode(epath.Path(path).read_bytes()).decode()
-        image = f'<img alt="{html.escape(name)}" width="{width or min(2 * image.shape[1], 1000)}" src="data:image/png;base64,{data}">'
+        content = base64.b64encode(epath.Path(path).read_bytes()).decode()
+        width = width or min(2 * image.shape[1], 1000)
+        kind = ' class="smooth"' if smooth else ''
+        source = f'src="data:image/png;base64,{content}"'
         self.parts.append(
-            f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
+            f'<figure><img alt="{html.escape(name)}"{kind} width="{width}" {source}>'
+            f'<figcaption>{html.escape(caption)}</figcaption></figure>'
         )
 
     def details(self, title: str, values: dict) -> None:
+        """Adds values that open with a click."""
+        text = html.escape(json.dumps(values, indent=1))
         self.parts.append(
-            f'<details><summary>{title}</summary><pre>{html.escape(json.dumps(values, indent=1))}</pre></details>'
+            f'<details><summary>{html.escape(title)}</summary><pre>{text}</pre></details>'
         )
 
+    def save(self, title: str, about: str) -> str:
+        """Writes index.html and returns its path."""
+        title = html.escape(title)
+        text = (
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f'<title>{title}</title><style>{STYLE}</style>'
+            f'<h1>{title}</h1><p>{html.escape(about)}</p>{"".join(self.parts)}</html>'
+        )
+        path = os.path.join(self.folder, 'index.html')
+        files.write_whole(path, text.encode())
+        return path
 
-def write(workdir: str, config: dict, train=None, test=None) -> str:
-    """Writes <workdir>/report/index.html and PNGs. train, test: `data.Source`s, or None where they are not at hand. Returns the path."""
-    page, model, size = (
-        Page(os.path.join(workdir, 'report')),
-        config['model'],
-        config['model']['image_size'],
-    )
-    kinds = conditions.kinds(config['condition']['kind'])
+
+def _add_curves(page: Page, workdir: str) -> None:
+    found = families(os.path.join(workdir, 'metrics.jsonl'))
+    if not found:
+        return
     page.section(
         'Curves',
-        'Every number of metrics.jsonl over steps; mfu is the share of the rate that plain matrix products reach here.',
+        'Every number of metrics.jsonl over steps; mfu is the share of the rate that plain matrix '
+        'products reach here.',
     )
-    for name, series in families(os.path.join(workdir, 'metrics.jsonl')).items():
-        page.picture(f'chart-{name.replace("/", "-")}', chart(name, series), width=WIDTH)
-    folder = epath.Path(workdir) / 'samples'
-    steps = (
-        sorted(path.name for path in folder.iterdir() if re.fullmatch(r'\d+\.png', path.name))
-        if folder.exists()
-        else []
-    )
-    opened = lambda name: Image.open(io.BytesIO((folder / name).read_bytes()))
-    if steps:
-        triples = bool(kinds - {'class'})
-        page.section(
-            'Samples over time',
-            'The same noise' + (' and conditions; condition | result | truth.' if triples else '.'),
-        )
-        for name in [
-            steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, 6)})
-        ]:
-            image = opened(name)
-            image.thumbnail((320, 640))
-            page.picture(
-                f'samples-{name[:-4]}', np.asarray(image), f'step {int(name[:-4])}', width=156
-            )
-        last = np.asarray(opened(steps[-1]))
-        page.section('The newest samples', f'Step {int(steps[-1][:-4])}.')
-        page.picture('newest', last)
-        if train is not None:
-            drawn = results(last, size, triples, config['sample']['num'])
-            words, rows = neighbours(
-                drawn, images_of(train, TRAIN_IMAGES), images_of(test, HELD_OUT_IMAGES)
-            )
-            page.section('Are they copies?', words)
-            page.picture('neighbours', rows)
-    if test is not None or not kinds:
-        conditioning, _ = preview.held_out(config, 4, config['seed'], test)
-        page.section('The 512 slots', slots.__doc__.partition('\n\n')[2])
-        page.picture('slots', slots(conditioning, build.network(config)))
+    for name, curves in found.items():
+        picture = chart(name, curves)
+        page.picture(f'chart-{name.replace("/", "-")}', picture, width=WIDTH, smooth=True)
+
+
+def _add_samples(page: Page, workdir: str, config: dict, train, test) -> None:
+    grids = _grids(epath.Path(workdir) / 'samples')
+    if not grids:
+        return
+    triples = bool(conditions.kinds(config['condition']['kind']) - {'class'})
+    note = 'The same noise and conditions; condition | result | truth.'
+    page.section('Samples over time', note if triples else 'The same noise.')
+    steps = sorted(grids)
+    chosen = {round(i) for i in np.linspace(0, len(steps) - 1, STAGES)}
+    for step in (steps[i] for i in sorted(chosen)):
+        image = Image.fromarray(grids[step])
+        image.thumbnail((320, 640))
+        page.picture(f'samples-{step:07d}', np.asarray(image), f'step {step}', width=156)
+    newest = grids[steps[-1]]
+    page.section('The newest samples', f'Step {steps[-1]}.')
+    page.picture('newest', newest)
+    if train is not None:
+        size, count = config['model']['image_size'], config['sample']['num']
+        _add_neighbours(page, results(newest, size, count, triples=triples), train, test)
+
+
+def _grids(folder: epath.Path) -> dict[int, np.ndarray]:
+    """The grids that a run drew, uint8 [·, ·, 3] by step; a file that is no picture is left out."""
+    found = {}
+    for path in folder.iterdir() if folder.exists() else ():
+        if re.fullmatch(r'\d+\.png', path.name):
+            try:
+                image = Image.open(io.BytesIO(path.read_bytes()))
+                found[int(path.stem)] = np.asarray(image.convert('RGB'))
+            except (UnidentifiedImageError, OSError):
+                continue  # torn by a kill or a full disk
+    return found
+
+
+def _add_neighbours(page: Page, samples: np.ndarray, train, test) -> None:
+    page.section('Are they copies?')
+    training = _readable(train, TRAIN_IMAGES)
+    if training is None:
+        page.note('Not known: the training images cannot be read.')
+        return
+    unseen = None if test is None else _readable(test, HELD_OUT_IMAGES)
+    sentences, rows = neighbours.nearest(samples, training, unseen)
+    if unseen is None:
+        page.note('There is no held-out image that can be read, to compare with.')
+    page.note(sentences)
+    page.picture('neighbours', rows)
+
+
+def _readable(source: data.Source, count: int) -> np.ndarray | None:
+    try:
+        return neighbours.images_of(source, count)
+    except UserError:
+        return None
+
+
+def _add_mask(page: Page, config: dict, test) -> None:
+    conditioning = _conditioning(config, test)
+    if conditioning is not None:
+        page.section('The 512 slots', CAPTION)
+        page.picture('slots', slots(conditioning, build.network(config), ROWS))
+
+
+def _conditioning(config: dict, test) -> dict | None:
+    """Of a few held-out images; of classes alone none are needed. None: they cannot be read."""
+    kinds = conditions.kinds(config['condition']['kind'])
+    if kinds == {'class'}:
+        return {'label': np.zeros(ROWS, np.int32)}
+    if kinds and test is None:
+        return None
+    try:
+        return held_out.examples(config, ROWS, config['seed'] if kinds else 0, test)[0]
+    except UserError:
+        return None
+
+
+def _add_origin(page: Page, config: dict) -> None:
     page.section('How it was made')
     page.details('config', config)
-    versions = {
-        name: version(name)
-        for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    }
-    machine = {
-        'devices': f'{jax.device_count()} × {jax.devices()[0].device_kind}',
-        'platform': platform.platform(),
-    }
-    page.details('environment', {'python': platform.python_version(), **versions, **machine})
-    name = html.escape(os.path.basename(os.path.abspath(workdir)))
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>'
-    about = f'JiT-{model["variant"]} at {size}×{size}, condition {config["condition"]["kind"]}'
-    path = os.path.join(page.folder, 'index.html')
-    files.write_whole(
-        path,
-        f'{head}<h1>{name}</h1><p>{html.escape(about)}</p>{"".join(page.parts)}</html>'.encode(),
-    )
-    return path
-
-
-def try_write(*args) -> str:
-    """`write` for the end of a run, which it must not spoil. Returns a sentence for the person who watches."""
-    try:
-        return f'Curves, samples and their nearest training images are in {write(*args)}'
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and saved
-        return f'The report could not be drawn: {error!r}.'
+    environment = {'python': platform.python_version()}
+    for name in LIBRARIES:
+        environment[name] = version(name)
+    environment['devices'] = f'{jax.device_count()} × {jax.devices()[0].device_kind}'
+    environment['platform'] = platform.platform()
+    page.details('environment', environment)

@@ -1,99 +1,101 @@
 """Pictures of a run: the grid that refreshes while it learns, and condition | result | truth."""
 
 import os
-from functools import partial
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jit_jax.diffusion.conditions import from_uint8, picture
+from jit_jax.diffusion import conditions
 from jit_jax.diffusion.generate import compiled_sampler, noise
+from jit_jax.evaluation import held_out
 from jit_jax.model import sharding
 from jit_jax.output.images import captioned, grid, to_uint8
 from jit_jax.recipe import build
 
+GAP = 2  # pixels of white between the images of a grid
+
 
 class Preview:
-    """The grid of a run: the same noise and, with a condition, the same held-out images each time."""
+    """The grid of a run: the same noise and, with a condition, the same held-out images each time.
+
+    Every process of a run takes part; the first one writes. Raises UserError where a run with
+    a condition has no held-out image that can be read.
+    """
 
     def __init__(self, run: build.Run, workdir: str):
         self.run, self.workdir = run, workdir
-        config, self.num = run.config, run.config.sample.num
+        self.num = run.config.sample.num
+        seed, how = run.config.seed, run.settings
         rows = sharding.whole_rows(self.num, run.mesh)  # all devices draw; the rest is dropped
-        self.conditioning, self.truth = held_out(config, rows, config.seed, run.test)
-        self.inputs = sharding.spread(
-            (noise(jax.random.key(config.seed), 0, rows, run.model), self.conditioning), run.mesh
-        )
-        how = run.settings
+        self.conditioning, self.truth = held_out.examples(run.config, rows, seed, run.test)
+        z = noise(jax.random.key(seed), 0, rows, run.model)
+        self.inputs = sharding.spread((z, self.conditioning), run.mesh)
         self.generate = compiled_sampler(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
 
     def due(self, step: int) -> bool:
-        """Whether a grid is drawn after `step`: at every `config.sample.every` steps and at the end."""
+        """Whether a grid is drawn after `step`: by `config.sample.every`, and at the end."""
         config = self.run.config
         return step % config.sample.every == 0 or step == config.steps
 
     def draw(self, state, step: int, writer) -> None:
-        """samples/<step>.png, and samples/latest.png beside it; every process takes part, the first one writes."""
-        images = self.generate(
-            state.ema['ema1'], *self.inputs, self.run.settings.guidance, self.run.settings.interval
-        )
+        """Writes samples/<step>.png, and the same picture as samples/latest.png."""
+        how = self.run.settings
+        images = self.generate(state.ema['ema1'], *self.inputs, how.guidance, how.interval)
         images = to_uint8(multihost_utils.process_allgather(images, tiled=True))
-        conditioning, truth = jax.tree.map(lambda x: x[: self.num], (self.conditioning, self.truth))
-        picture = sheet(
-            images[: self.num], conditioning, truth, self.run.model, self.run.train.classes
+        images, conditioning, truth = jax.tree.map(
+            lambda x: x[: self.num], (images, self.conditioning, self.truth)
         )
-        for name in (f'{step:07d}.png', 'latest.png'):
-            writer.images(step, 'samples', picture, os.path.join(self.workdir, 'samples', name))
+        picture = sheet(images, conditioning, truth, self.run.model, self.run.train.classes)
+        folder = os.path.join(self.workdir, 'samples')
+        paths = [os.path.join(folder, name) for name in (f'{step:07d}.png', 'latest.png')]
+        writer.images(step, 'samples', picture, *paths)
 
 
-def held_out(
-    config, count: int, seed: int, source=None, start: int = 0
-) -> tuple[dict, np.ndarray | None]:
-    """What the model is told about test images number start … start + count − 1, and the images themselves, uint8.
+def sheet(
+    images: np.ndarray, conditioning: dict, truth: np.ndarray | None, model, classes=()
+) -> np.ndarray:
+    """A grid of samples: uint8 [N, S, S, C] → uint8 [·, ·, 3].
 
-    Row i depends on the seed and i alone. ({}, None) for a run without a condition, whose data is then not opened.
+    With a condition image each is condition | result | truth, or without the truth where that is
+    None. Samples of a class have its name below.
     """
-    if config['condition']['kind'] == 'none':
-        return {}, None
-    source = build.source(config, 'test') if source is None else source
-    index = range(start, start + count)
-    rows = [source[i % len(source)] for i in index]
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    conditioning = _tell_each(
-        batch, jax.random.key(seed), np.asarray(index), build.condition(config)
-    )
-    return jax.tree.map(np.asarray, conditioning), batch['image']
-
-
-@partial(jax.jit, static_argnums=3)
-def _tell_each(batch, key, index, condition):
-    """The condition of each row by a key of its own."""
-
-    def one(row, i):
-        row = jax.tree.map(lambda x: x[None], row)
-        return condition(from_uint8(row['image']), row, jax.random.fold_in(key, i))
-
-    return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(batch, index))
-
-
-def sheet(images: np.ndarray, conditioning: dict, truth, model, classes=()) -> np.ndarray:
-    """A grid of samples (uint8), their class below where they have one; of triples condition | result | truth with a condition image."""
     columns = max(1, round(len(images) ** 0.5))
-    seen = picture(conditioning, model.image_size)
-    if seen is not None:
-        parts = [to_uint8(seen), images] + ([] if truth is None else [truth])
-        images, columns = np.concatenate(parts, 2), max(1, columns // 2)
+    shown = conditions.picture(conditioning, model.image_size)
+    if shown is not None:
+        parts = [to_uint8(shown), images]
+        if truth is not None:
+            parts.append(truth)
+        images = np.concatenate(parts, 2)
+        columns = max(1, columns // 2)
     if 'label' in conditioning:
         names = dict(enumerate(classes))
-        images = captioned(
-            images, [names.get(int(label), str(label)) for label in conditioning['label']]
-        )
-    return grid(images, columns)
+        texts = [names.get(int(label), str(label)) for label in conditioning['label']]
+        images = captioned(images, texts)
+    return grid(images, columns, GAP)
 
 
-def strip(path: list, count: int) -> np.ndarray:
-    """One image along its way: z above x̂ (float32 [H, W, C]) at `count` of the recorded times, evenly spread, t below."""
+def results(picture: np.ndarray, size: int, count: int, *, triples: bool) -> np.ndarray:
+    """The first `count` samples of a `sheet`, uint8 [count, size, size, 3].
+
+    Of triples it is the middle image, and never what is written below.
+    """
+    width = size * 3 if triples else size
+    columns = (picture.shape[1] - GAP) // (width + GAP)
+    high = (picture.shape[0] - GAP) // -(-count // columns)  # of a row, with its gap
+    first = GAP + size if triples else GAP
+    found = []
+    for i in range(count):
+        y, x = GAP + i // columns * high, first + i % columns * (width + GAP)
+        found.append(picture[y : y + size, x : x + size])
+    return np.stack(found)
+
+
+def strip(path: list[tuple], count: int) -> np.ndarray:
+    """How one image comes to be: z above x̂ at `count` of the recorded times, evenly spread.
+
+    path: (t, z, x̂) at each time, the images float32 [H, W, C]. Returns a picture with t below.
+    """
     chosen = [path[i] for i in np.linspace(0, len(path) - 1, count).round().astype(int)]
     columns = to_uint8([np.concatenate([z, x]) for _, z, x in chosen])
     return grid(captioned(columns, [f't={t:.2f}' for t, _, _ in chosen]), count)

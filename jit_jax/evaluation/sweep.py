@@ -149,12 +149,13 @@ class Sweep:
         rows, columns = ([''], *self.axes.values()) if len(names) == 1 else self.axes.values()
         table = np.reshape(list(values.values()), (len(rows), len(columns)))
         place = np.unravel_index(list(values).index(best), table.shape)
-        title = f'{self.score} of {self.measure.num} images: {" by ".join(names)}'
+        title = f'{self.score} of {self.measure.num} images'
         file = f'sweep-{"-".join(names)}-{self.score}.png'
         path = os.path.join(self.measure.run.workdir, 'evaluation', file)
         labels = [str(row) for row in rows], [str(column) for column in columns]
         if jax.process_index() == 0:
-            keep(path, save_png, charts.heat_map(table, *labels, title, place))
+            axes = {'row_name': '' if len(names) == 1 else names[0], 'column_name': names[-1]}
+            keep(path, save_png, charts.heat_map(table, *labels, title, place, **axes))
         return path
 
 

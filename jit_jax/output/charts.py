@@ -1,114 +1,140 @@
-"""Charts and heat maps."""
-
-import math
+"""Charts and heat maps by matplotlib, drawn into arrays. One palette for all pictures of a run."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = (
-    (68, 1, 84),
-    (59, 82, 139),
-    (33, 145, 140),
-    (94, 201, 98),
-    (253, 231, 37),
-)  # low to high: dark to bright
+BLUE, ORANGE = '#3566a8', '#d9822b'
+COLORS = (BLUE, ORANGE, '#4c9a5f', '#b04a5a', '#7a5fa8', '#5b8c95', '#a08a2e', '#8a8f99')
+SCALE = ('#16294d', BLUE, '#8fb0d9', '#f6ead8')  # of a heat map, low to high: dark to bright
+INK, FAINT = '#444b57', '#e4e7ec'
+
+WIDTH, HEIGHT = 460, 250  # of a chart on a page, in pixels; it is drawn twice as large
+POINTS = 300  # of a curve at most; a longer one is averaged
+ROUND = (1, 2, 5, 10)  # between two ticks, times a power of ten
+
+# What the numbers of metrics.jsonl are, where the name does not say it: the name of the y axis.
+UNITS = {
+    'learning_rate': 'step size',
+    'grad_norm': 'norm of the gradient',
+    'images_per_second': 'images per second',
+    'mfu': 'share of the peak rate',
+    'data_wait': 'share of the time',
+    'broken_images': 'images',
+}
+
+
+def chart(title: str, series: dict[str, list[tuple[int, float]]]) -> np.ndarray:
+    """Curves [(step, value), …] by name, at least one of them: uint8 [2·HEIGHT, 2·WIDTH, 3].
+
+    A loss that spans more than 30 times is on a log scale. A single value is a dot.
+    """
+    return _pixels(_chart_figure(title, series))
+
+
+def _chart_figure(title: str, series: dict[str, list[tuple[int, float]]]):
+    from matplotlib.figure import Figure
+
+    figure = Figure((WIDTH / 100, HEIGHT / 100), dpi=200, layout='constrained')
+    axes = figure.add_subplot()
+    for color, (name, points) in zip(_colors(len(series)), series.items(), strict=True):
+        steps, values = thinned(points).T
+        marker = 'o' if len(steps) == 1 else ''
+        axes.plot(steps, values, color=color, label=name, marker=marker, markersize=5)
+    on_log = _on_log_scale(title, series)
+    axes.set_title(f'{title}, log scale' if on_log else title, loc='left', color=INK, fontsize=10)
+    axes.set_xlabel('step', color=INK, fontsize=9)
+    axes.set_ylabel(_unit(title), color=INK, fontsize=9)
+    _set_ticks(axes, on_log)
+    if len(series) > 1:  # beside the axes, where no curve passes
+        figure.legend(loc='outside right upper', frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def thinned(points: list[tuple[int, float]]) -> np.ndarray:
+    """A curve as float64 [n, 2], n at most POINTS: means of neighbours where it has more."""
+    parts = np.array_split(np.asarray(points, np.float64), min(len(points), POINTS))
+    return np.array([part.mean(0) for part in parts])
 
 
 def heat_map(
-    values: np.ndarray, rows: list[str], columns: list[str], title: str, best: tuple[int, int]
+    values: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    title: str,
+    best: tuple[int, int],
+    *,
+    row_name: str,
+    column_name: str,
 ) -> np.ndarray:
-    """A table of numbers [R, C] as coloured cells with their values, named rows and columns, and the best one framed: uint8."""
-    wide, high, left, top = 52, 32, 20 + 8 * max(map(len, rows)), 72
-    sheet = Image.new(
-        'RGB',
-        (max(left + wide * len(columns) + 12, 20 + 8 * len(title)), top + high * len(rows) + 12),
-        'white',
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    draw.text((10, 10), title, 'black', ImageFont.load_default(15))
-    for j, name in enumerate(columns):
-        draw.text((left + wide * (j + 0.5), top - 14), name, 'black', font, 'mm')
-    low, span = values.min(), max(np.ptp(values), 1e-12)
-    for i, name in enumerate(rows):
-        draw.text((left - 8, top + high * (i + 0.5)), name, 'black', font, 'rm')
-        for j, value in enumerate(values[i]):
-            x, y, at = left + wide * j, top + high * i, (value - low) / span
-            colour = tuple(int(np.interp(at * 4, range(5), channel)) for channel in zip(*COLOURS))
-            draw.rectangle(
-                (x, y, x + wide - 2, y + high - 2), colour, 'red' if (i, j) == best else None, 3
-            )
-            draw.text(
-                (x + wide / 2, y + high / 2),
-                f'{value:.4g}',
-                'black' if at > 0.5 else 'white',
-                font,
-                'mm',
-            )
-    return np.asarray(sheet)
+    """A table of numbers [R, C] as coloured cells with their values, the best one framed.
+
+    rows, columns: the names of the table's rows and columns; row_name, column_name: of its axes.
+    best: the row and the column of the best value. Returns a picture, uint8 [·, ·, 3].
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    high, wide = np.shape(values)
+    size = (max(1.2 + 0.72 * wide, 0.5 + 0.085 * len(title)), 1.1 + 0.46 * high)
+    figure = Figure(size, dpi=150, layout='constrained')
+    axes = figure.add_subplot()
+    colors = LinearSegmentedColormap.from_list('dark to bright', SCALE)
+    axes.imshow(values, cmap=colors, aspect='auto')
+    low, span = np.min(values), max(np.ptp(values), 1e-12)
+    for (row, column), value in np.ndenumerate(values):
+        ink = 'white' if (value - low) / span < 0.5 else 'black'
+        axes.text(column, row, f'{value:.4g}', color=ink, ha='center', va='center', fontsize=9)
+    corner = (best[1] - 0.46, best[0] - 0.44)
+    axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, edgecolor=ORANGE, linewidth=3))
+    axes.set_xticks(range(wide), columns)
+    axes.set_yticks(range(high), rows)
+    axes.set_xlabel(column_name, color=INK)
+    axes.set_ylabel(row_name, color=INK)
+    figure.suptitle(title, color=INK, fontsize=11)
+    axes.tick_params(length=0, colors=INK, labelsize=9)
+    axes.spines[:].set_visible(False)
+    return _pixels(figure)
 
 
-WIDTH, HEIGHT, LEFT, TOP = 460, 240, 56, 34  # of a chart and its margins, in pixels
-COLORS = ('#3566a8', '#d9822b', '#4c9a5f', '#b04a5a', '#7a5fa8', '#5b8c95')
-INK, FAINT = '#444b57', '#e4e7ec'
+def _colors(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from low to high, about `count`."""
-    raw = (high - low) / count
-    step = next(
-        m * 10 ** math.floor(math.log10(raw))
-        for m in (1, 2, 5, 10)
-        if m * 10 ** math.floor(math.log10(raw)) >= raw * 0.99
-    )
-    return [
-        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
+def _unit(title: str) -> str:
+    """The y axis of a chart: `evaluate/psnr` is in dB, whatever stands before it."""
+    name = title.rpartition('/')[2]
+    if name.startswith('psnr'):
+        return 'dB'
+    return UNITS.get(name, name.replace('_', ' '))
 
 
-def chart(title: str, series: dict[str, list], zoom: int = 4) -> np.ndarray:
-    """Curves [(step, value), …] by name as a picture, uint8 [2·HEIGHT, 2·WIDTH, 3]; a loss that spans more than 30 times is on a log scale."""
-    image = Image.new('RGB', (WIDTH * zoom, HEIGHT * zoom), 'white')
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(11 * zoom)
-    line = lambda points, color, width: pen.line(
-        [(x * zoom, y * zoom) for x, y in points], color, width * zoom, joint='curve'
-    )
-    words = lambda x, y, text, anchor, color=INK: pen.text(
-        (x * zoom, y * zoom), text, color, font, anchor=anchor
-    )
-    thin = {
-        name: np.array(
-            [part.mean(0) for part in np.array_split(np.array(rows), min(len(rows), 300))]
-        )
-        for name, rows in series.items()
-    }
-    points = np.concatenate(list(thin.values()))
-    log = (
-        'loss' in title and points[:, 1].min() > 0 and points[:, 1].max() > 30 * points[:, 1].min()
-    )
-    scale = np.log10 if log else np.asarray
-    x0, x1, y0, y1 = (
-        points[:, 0].min(),
-        points[:, 0].max(),
-        *scale([points[:, 1].min(), points[:, 1].max()]),
-    )
-    x1, margin = max(x1, x0 + 1), 0.05 * (y1 - y0 or abs(y0) or 1)
-    y0, y1, right, bottom = y0 - margin, y1 + margin, WIDTH - 14, HEIGHT - 30
-    at_x = lambda x: LEFT + (x - x0) / (x1 - x0) * (right - LEFT)
-    at_y = lambda y: bottom - (y - y0) / (y1 - y0) * (bottom - TOP)
-    words(LEFT, 16, title + (', log scale' if log else ''), 'lm')
-    for y in ticks(y0, y1):
-        line([(LEFT, at_y(y)), (right, at_y(y))], FAINT, 1)
-        words(LEFT - 6, at_y(y), f'{10.0**y if log else y:.3g}', 'rm')
-    for x in ticks(x0, x1):
-        line([(at_x(x), bottom), (at_x(x), bottom + 4)], INK, 1)
-        words(at_x(x), bottom + 14, f'{x / 1000:g}k' if x >= 10_000 else f'{x:g}', 'mm')
-    line([(LEFT, bottom), (right, bottom)], INK, 1)
-    for i, (name, rows) in enumerate(thin.items()):
-        color = COLORS[i % len(COLORS)]
-        line(
-            [(at_x(x), at_y(y)) for x, y in zip(rows[:, 0], scale(rows[:, 1]), strict=True)],
-            color,
-            2,
-        )
-        words(right - 48 * (len(thin) - 1 - i), 16, name, 'rm', color)
-    return np.asarray(image.resize((WIDTH * 2, HEIGHT * 2), Image.Resampling.LANCZOS))
+def _on_log_scale(title: str, series: dict[str, list[tuple[int, float]]]) -> bool:
+    values = np.concatenate([thinned(points)[:, 1] for points in series.values()])
+    return 'loss' in title and values.min() > 0 and values.max() > 30 * values.min()
+
+
+def _set_ticks(axes, on_log: bool) -> None:
+    from matplotlib import ticker
+
+    if on_log:
+        axes.set_yscale('log')
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=ROUND))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:.6g}'))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=ROUND, integer=True))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))  # 20k
+    axes.grid(axis='y', color=FAINT, linewidth=0.8)
+    axes.tick_params(colors=INK, labelsize=8)
+    axes.tick_params(axis='y', length=0)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.spines['bottom'].set_color(INK)
+
+
+def _pixels(figure) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

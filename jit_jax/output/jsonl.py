@@ -40,6 +40,15 @@ class Lines:
             self.trouble.went()
 
 
+def read_lines(path: epath.PathLike) -> list[dict]:
+    """The objects of a metrics.jsonl, without torn lines; [] where there is no file."""
+    path = epath.Path(path)
+    if not path.exists():
+        return []
+    objects = [_object(line) for line in path.read_text().splitlines()]
+    return [one for one in objects if one is not None]
+
+
 def drop_lines_after(path: epath.PathLike, step: int) -> None:
     """Leaves no line after `step` in a metrics.jsonl, and no torn last line.
 
@@ -55,7 +64,14 @@ def drop_lines_after(path: epath.PathLike, step: int) -> None:
 
 
 def _is_up_to(line: str, step: int) -> bool:
+    one = _object(line)
+    return line.endswith('\n') and one is not None and one['step'] <= step
+
+
+def _object(line: str) -> dict | None:
+    """What a line says; None of a torn one."""
     try:
-        return line.endswith('\n') and json.loads(line)['step'] <= step
-    except (json.JSONDecodeError, KeyError):
-        return False
+        one = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return one if isinstance(one, dict) and 'step' in one else None

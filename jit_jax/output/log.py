@@ -82,14 +82,13 @@ class Writer:
         if self.follow:
             self.follow(step)
 
-    def images(self, step: int, name: str, picture: np.ndarray, path: str) -> None:
-        """Saves a picture (uint8 [h, w, 3]) as a PNG at `path`, whole or not at all, and shows it
-        on the boards.
-        """
+    def images(self, step: int, name: str, picture: np.ndarray, *paths: str) -> None:
+        """Saves a picture, uint8 [h, w, 3], as PNGs, whole or not at all; shows it on boards."""
         if not self.enabled:
             return
         try:
-            save_png(path, picture)
+            for path in paths:
+                save_png(path, picture)
         except Exception as error:  # noqa: BLE001 - object stores raise their own kinds
             self.pictures.came(error)
         else:

@@ -143,7 +143,7 @@ def network(config, device=None) -> JiT:
     sizes = size(m['variant'])
     scan, _ = auto.scan(c['scan'], device.platform, sizes['depth'], sizes['width'])
     architecture = {name: m[name] for name in m if name != 'variant'}
-    compute = {name: c[name] for name in COMPUTE}
+    compute = {name: c[name] for name in COMPUTE if name in c}  # converted runs name some only
     return JiT(**sizes, **architecture, **compute, scan=scan, dtype=auto.dtype(c['dtype'], device))
 
 

@@ -1,30 +1,37 @@
-"""Pictures of a run, and the held-out images that they are conditioned on."""
+"""The grids of samples that a run draws."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
-from jit_jax.evaluation import preview
+from jit_jax.evaluation.preview import Preview, results, sheet
+from jit_jax.output.images import grid
 
 
-def test_conditions_are_those_of_the_image_in_any_batching(holes):
-    model, _, _, test = holes
-    whole, truth = preview.held_out(model.config, 6, 3, test)
-    part, other = preview.held_out(model.config, 2, 3, test, 4)
-    np.testing.assert_array_equal(truth[4:], other)
-    for name in whole:
-        np.testing.assert_array_equal(whole[name][4:], part[name])
-    holes_cut = {row.tobytes() for row in whole['cond_valid']}
-    assert len(holes_cut) == 6
+def test_results_are_cut_out_of_the_grid_they_were_drawn_in():
+    random = np.random.default_rng(0)
+    cells = random.integers(0, 255, (7, 16, 48, 3), np.uint8)  # condition | result | truth
+    np.testing.assert_array_equal(results(grid(cells, 3), 16, 7, triples=True), cells[:, :, 16:32])
+    plain = random.integers(0, 255, (5, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(results(grid(plain, 2), 32, 5, triples=False), plain)
+    captioned = np.pad(plain, ((0, 0), (0, 14), (0, 0), (0, 0)))
+    np.testing.assert_array_equal(results(grid(captioned, 2), 32, 5, triples=False), plain)
+
+
+@pytest.mark.parametrize('step, due', [(1, False), (6, True), (12, True), (13, False), (14, True)])
+def test_a_grid_is_due_every_few_steps_and_at_the_end(step, due):
+    config = SimpleNamespace(steps=14, sample=SimpleNamespace(every=6))
+    preview = SimpleNamespace(run=SimpleNamespace(config=config))
+    assert Preview.due(preview, step) == due
 
 
 def test_classes_stand_below_their_images(holes):
     images = np.zeros((4, 32, 32, 3), np.uint8)
-    sheet = preview.sheet(
-        images, {'label': np.array([0, 1, 0, 7])}, None, holes[0].net, ['same', 'other']
-    )
-    assert sheet.shape == (2 + 2 * (32 + 14 + 2), 2 + 2 * 34, 3)
-    text = [sheet[top + 32 : top + 46, left : left + 32] for top in (2, 50) for left in (2, 36)]
-    assert (
-        all((t < 128).any() for t in text)
-        and np.array_equal(text[0], text[2])
-        and not np.array_equal(text[0], text[1])
-    )
+    labels = {'label': np.array([0, 1, 0, 7])}
+    picture = sheet(images, labels, None, holes[0].net, ['same', 'other'])
+    assert picture.shape == (2 + 2 * (32 + 14 + 2), 2 + 2 * 34, 3)
+    text = [picture[top + 32 : top + 46, left : left + 32] for top in (2, 50) for left in (2, 36)]
+    assert all((t < 128).any() for t in text)
+    assert np.array_equal(text[0], text[2])
+    assert not np.array_equal(text[0], text[1])

@@ -1,0 +1,37 @@
+"""The numbers of a run as curves."""
+
+import math
+import re
+
+from etils import epath
+
+from jit_jax.output.jsonl import read_lines
+
+Curve = list[tuple[int, float]]  # (step, value)
+
+# `v_loss_t0.2` or `recall/5`: what ends in a number shares a chart with its like.
+MEMBER = re.compile(r'(.+?)[_/](t?[\d.]+(?:_[\d.]+)?)')
+
+
+def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
+    """metrics.jsonl → {'loss': {'': [(step, value), …]}, 'v_loss': {'t0.2': …, 't0.5': …}, …}.
+
+    A name is a chart, and what is always zero has none. A torn line counts for nothing.
+    """
+    found = {'loss': {}, 'learning_rate': {}}  # these come first
+    for line in read_lines(path):
+        for name, value in line.items():
+            if name != 'step' and math.isfinite(value):
+                family, member = _parts(name)
+                curve = found.setdefault(family, {}).setdefault(member, [])
+                curve.append((line['step'], value))
+    return {name: curves for name, curves in found.items() if _any_not_zero(curves)}
+
+
+def _parts(name: str) -> tuple[str, str]:
+    matched = MEMBER.fullmatch(name)
+    return matched.groups() if matched else (name, '')
+
+
+def _any_not_zero(curves: dict[str, Curve]) -> bool:
+    return any(value for curve in curves.values() for _, value in curve)

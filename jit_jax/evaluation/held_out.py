@@ -1,0 +1,40 @@
+"""Held-out images and the conditions made from them, the same ones each time."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from jit_jax.diffusion.conditions import from_uint8
+from jit_jax.recipe import build
+
+
+def examples(
+    config, count: int, seed: int, source=None, start: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Test images number start … start + count − 1, again from the first after the last.
+
+    Returns their conditioning (keywords of `JiT.__call__`) and the images themselves, uint8
+    [count, S, S, C]. Row i depends on the seed and i, not on the other rows. For a run without a
+    condition: ({}, None), and its data is not opened. Raises UserError for unreadable images.
+    """
+    if config['condition']['kind'] == 'none':
+        return {}, None
+    source = build.source(config, 'test') if source is None else source
+    index = range(start, start + count)
+    rows = [source[i % len(source)] for i in index]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    condition = build.condition(config)
+    conditioning = _condition_each(batch, jax.random.key(seed), np.asarray(index), condition)
+    return jax.tree.map(np.asarray, conditioning), batch['image']
+
+
+@partial(jax.jit, static_argnums=3)
+def _condition_each(batch, key, index, condition):
+    """The condition of each row by a key of its own."""
+
+    def one(row, i):
+        row = jax.tree.map(lambda x: x[None], row)
+        return condition(from_uint8(row['image']), row, jax.random.fold_in(key, i))
+
+    return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(batch, index))

@@ -1,0 +1,38 @@
+"""Whether samples are copies."""
+
+import numpy as np
+import pytest
+
+from jit_jax.evaluation import neighbours
+
+
+def test_copies_are_found_and_others_are_not():
+    random = np.random.default_rng(0)
+
+    def image(n):
+        return random.integers(0, 256, (n, 32, 32, 3), np.uint8)
+
+    train, held_out = image(40), image(300)
+    samples = np.concatenate(
+        [image(3), train[7:8], np.clip(train[11:12].astype(int) + 1, 0, 255).astype(np.uint8)]
+    )
+    words, grid = neighbours.nearest(samples, train, held_out)
+    assert words.startswith('2 of 5 samples are closer to a training image') and '(0.0)' in words
+    np.testing.assert_array_equal(grid[2:34, 2:34], train[7])  # the closest first: the copy,
+    np.testing.assert_array_equal(grid[2:34, 34:66], train[7])  # beside what it is a copy of
+    d = neighbours.distances(samples, train)
+
+    def small(x):
+        return x.astype(float).reshape(16, 2, 16, 2, 3).mean((1, 3))
+
+    assert d[0, 0] == pytest.approx(
+        np.sqrt(np.mean((small(samples[0]) - small(train[0])) ** 2)), rel=1e-4
+    )
+
+
+def test_without_held_out_images_the_distances_are_still_there():
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    sentences, grid = neighbours.nearest(images[:2], images, None)
+    assert sentences.startswith('Distance to the nearest of 6 training images')
+    assert 'samples 0.0 (0.0);' in sentences and 'held-out' not in sentences
+    assert grid.shape == (2 + 18, 2 + 2 * (4 * 16 + 2), 3) or grid.shape[2] == 3
