@@ -90,10 +90,10 @@ def _nearest_mesh(shape, count: int) -> tuple[int, int, int]:
 def best_fsdp(like, free: int, tensor: int = 1) -> int:
     """The divisor of `free` for which a device holds the fewest bytes of `like`.
 
-    Of several, the largest.
+    Of several, the least.
     """
     divisors = [n for n in range(1, free + 1) if free % n == 0]
-    return min(divisors, key=lambda n: (held(like, {'fsdp': n, 'tensor': tensor}), -n))
+    return min(divisors, key=lambda n: held(like, {'fsdp': n, 'tensor': tensor}))
 
 
 def check_mesh(mesh: Mesh, like) -> None:

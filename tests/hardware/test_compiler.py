@@ -47,3 +47,12 @@ def test_deterministic_operations_are_a_flag_beside_others():
         assert os.environ['XLA_FLAGS'] == (
             '--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true'
         )
+
+
+def test_the_compiler_knows_the_flag():
+    """In the environment, one that it does not know would end the process."""
+    name, _, value = compiler.DETERMINISTIC.removeprefix('--').partition('=')
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert lowered.compile({name: value == 'true'})(1.0) == 2
+    with pytest.raises(Exception, match='xla_gpu_deterministic_opz'):
+        lowered.compile({'xla_gpu_deterministic_opz': True})

@@ -8,8 +8,10 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
+from jit_jax.errors import UserError
 from jit_jax.model import sharding
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import check_batch, make_mesh, path_name, shardings, spec
@@ -181,3 +183,86 @@ def test_replicated_is_everywhere():
     assert len(everywhere.addressable_shards) == 8 and all(
         s.data.shape == (3,) for s in everywhere.addressable_shards
     )
+
+
+# Axes that do not divide
+
+
+def free_mesh(monkeypatch, tree, shape, count):
+    """The mesh that is made of `count` devices, which need not be here."""
+    monkeypatch.setattr(jax, 'make_mesh', lambda shape, axes, **how: shape)
+    return make_mesh(shape, [None] * count, like=tree)
+
+
+@pytest.mark.parametrize(
+    'variant, count, mesh',
+    [
+        ('G', 256, (2, 128, 1)),  # 1664 is 13 · 128
+        ('L', 24, (3, 8, 1)),  # 1024
+        ('L', 48, (3, 16, 1)),
+        ('H', 24, (3, 8, 1)),  # 1280 is 5 · 256
+        ('H', 48, (3, 16, 1)),
+        ('B', 8, (1, 8, 1)),
+        ('L', 256, (1, 256, 1)),
+        ('H', 40, (1, 40, 1)),
+        ('B', 7, (7, 1, 1)),
+    ],
+)
+def test_free_devices_go_to_fsdp_as_far_as_they_split_the_size(
+    states, monkeypatch, variant, count, mesh
+):
+    assert free_mesh(monkeypatch, states[variant].params, (1, -1, 1), count) == mesh
+
+
+def test_free_devices_beside_data_and_tensor(states, monkeypatch):
+    params = states['L'].params
+    assert free_mesh(monkeypatch, params, (2, -1, 2), 96) == (6, 8, 2)  # of 24, 8 split 1024
+    assert free_mesh(monkeypatch, params, (-1, 3, 1), 24) == (8, 3, 1)  # as it was asked for
+    assert free_mesh(monkeypatch, params, (1, 2, -1), 6) == (1, 2, 3)
+    assert free_mesh(monkeypatch, None, (1, -1, 1), 24) == (1, 24, 1)  # nothing to split is known
+
+
+def abstract(*shape):
+    return AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize(
+    'variant, shape, works', [('G', (1, 256, 1), (2, 128, 1)), ('L', (2, 24, 1), (3, 16, 1))]
+)
+def test_a_mesh_that_splits_next_to_nothing_is_refused_with_one_that_does(
+    states, variant, shape, works
+):
+    params = states[variant].params
+    with pytest.raises(UserError, match=re.escape(f'{shape} would leave')) as error:
+        sharding.check_mesh(abstract(*shape), params)
+    assert str(error.value).endswith(f'try {works}.') and '\n' not in str(error.value)
+    sharding.check_mesh(abstract(*works), params)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 8)])
+@pytest.mark.parametrize('variant', 'BLHG')
+def test_meshes_that_split_are_not_refused(states, variant, shape):
+    sharding.check_mesh(abstract(*shape), states[variant].params)
+
+
+def test_what_stays_whole_is_said_with_its_bytes(states):
+    state, over = states['L'], abstract(1, 4, 4)  # 2730 does not divide by 4
+    said = sharding.kept_whole(state, over)
+    assert 'blocks/w12/kernel over tensor=4, blocks/w3/kernel over tensor=4' in said
+    shares = {
+        path_name(path): place.shard_shape(leaf.shape)
+        for (path, leaf), place in zip(
+            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings(state, over))
+        )
+    }
+    held = 4 * sum(math.prod(shape) for shape in shares.values())
+    wide = 4 * sum(
+        math.prod(shape) for path, shape in shares.items() if re.search('w12/k|w3/k', path)
+    )
+    assert f'{wide * 3 / 4 / 2**30:.2f} of {held / 2**30:.2f} GiB a device' in said
+    assert '\n' not in said and said.endswith('.')
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 4, 2)])
+def test_nothing_is_said_where_all_is_split(states, shape):
+    assert sharding.kept_whole(states['L'], abstract(*shape)) == ''

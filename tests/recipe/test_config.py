@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import cond, uncond
+from jit_jax.errors import UserError
 from jit_jax.model import sharding
 from jit_jax.recipe import build, checks
 from jit_jax.training import optimizer
@@ -178,7 +179,7 @@ def refused(config, key):
 
 
 DEFAULTS = dict(leaves(uncond.get_config('imagenet256_b16')))
-NAN = math.nan
+NAN, INF = math.nan, math.inf
 
 
 @pytest.mark.parametrize('key', [key for key, value in DEFAULTS.items() if type(value) is int])
@@ -215,7 +216,7 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'log_every': [0],
         'mesh': [(1, 1), (1, 1, 1, 1), (0, 1, 1), (-1, -1, 1), (2, 1, 1)],
         'model.variant': ['Q', 'depth=2'],
-        'model.image_size': [0, 8, 250],
+        'model.image_size': [0, 1, 8, 250],
         'model.channels': [0],
         'model.num_classes': [-1],
         'model.tables': ['sin', ''],
@@ -223,13 +224,15 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'compute.dead_slots': ['drop'],
         'compute.remat': ['all'],
         'compute.dtype': ['float16'],
+        'compute.scan': ['yes', 1, 0, None],
         'condition.kind': ['inpant', 'class+'],
         'condition.drop': [-0.1, 1.0, NAN],
         'condition.hole': [(0, 4), (5, 4), (4, 17), (4,), (4, 5, 6), ()],
         'diffusion.noise_scale': [-1.0, NAN],
         'diffusion.t_eps': [-0.1, NAN],
-        'diffusion.t_std': [-1.0],
-        'optimizer.base_lr': [-1.0, NAN],
+        'diffusion.t_mean': [NAN, INF, -INF],
+        'diffusion.t_std': [-1.0, INF],
+        'optimizer.base_lr': [-1.0, NAN, INF],
         'optimizer.b1': [1.0, -0.1],
         'optimizer.b2': [1.5, NAN],
         'optimizer.warmup': [-1],
@@ -244,8 +247,9 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'sample.num': [0],
         'sample.steps': [0],
         'sample.sampler': ['ddim'],
-        'sample.interval': [(0.9, 0.1), (0.1,), (0.1, 0.5, 1.0)],
-        'sample.guidance': [NAN],
+        'sample.interval': [(0.9, 0.1), (0.1,), (0.1, 0.5, 1.0), (NAN, 1.0), (0.1, INF)],
+        'sample.guidance': [NAN, INF, -INF],
+        'data.kind': ['imagenet'],
         'data.threads': [-1],
         'data.prefetch': [-1],
         'data.max_broken': [-0.1],
@@ -279,11 +283,22 @@ def test_pairs_need_pairs():
 
 
 def test_labels_need_slots_beside_the_patches():
-    """Class tokens and a 16×16 condition are more than 256 slots: found before any compute is spent."""
+    """Class tokens and a 16×16 condition in one row are more than 256 slots."""
     config = cond.get_config('digits')
     config.condition.kind = 'inpaint+class'
     with pytest.raises(ValueError, match='do not fit in 256 slots'):
         checks.check(config)
+    config.condition.kind = 'edges|inpaint+class'
+    with pytest.raises(ValueError, match='inpaint.class is 256 patches and 8 class tokens'):
+        checks.check(config)
+
+
+@pytest.mark.parametrize('kind', ['inpaint|class', 'class|edges|super_resolution+class'])
+def test_slots_are_counted_row_by_row(kind):
+    config = cond.get_config('digits')
+    config.condition.kind = kind
+    checks.check(config)
+    assert checks.condition_slots(config) == (256, True)
 
 
 def test_weights_to_start_from_must_be_there(tmp_path):
@@ -347,3 +362,38 @@ def test_a_run_records_where_its_images_are(monkeypatch, tmp_path):
     assert config.data.path == 'photos'
     config.data.path = ''  # where TFDS keeps its data sets
     assert build.Run.record.fget(run)['data']['path'] == ''
+
+
+@pytest.mark.parametrize('key', DEFAULTS)
+def test_text_is_no_number_and_a_number_no_text(key):
+    """As a config.json that was edited by hand, or a dict of Python, may hold."""
+    config = uncond.get_config('imagenet256_b16').to_dict()
+    room, _, name = key.rpartition('.')
+    section = config[room] if room else config
+    old = section[name]
+    section[name] = (str(old),) if isinstance(old, tuple) else 3.5 if old == str(old) else str(old)
+    with pytest.raises(UserError, match=name) as error:
+        checks.check(config)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('key', DEFAULTS)
+def test_a_missing_key_is_named(key):
+    config = uncond.get_config('imagenet256_b16').to_dict()
+    room, _, name = key.rpartition('.')
+    del (config[room] if room else config)[name]
+    with pytest.raises(UserError, match=f'config.{key} is missing'):
+        checks.check(config)
+
+
+def test_a_split_of_the_data_by_its_name(monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        build.data, 'open_source', lambda kind, *, split, **rest: opened.append(split)
+    )
+    config = uncond.get_config('imagenet256_b16')
+    for how in (('train',), ('test',)):
+        build.source(config, *how)
+    build.source(config, split='validation[:100]')
+    build.source(config.to_dict(), split='test')
+    assert opened == ['train', 'validation', 'validation[:100]', 'test']

@@ -34,7 +34,10 @@ def shaped(seed):
     """A small tree with the paths of the real one."""
     random = np.random.default_rng(seed)
     blocks = {'qkv': (2, 8, 3, 2, 4), 'proj': (2, 8, 8), 'w12': (2, 8, 2, 16), 'w3': (2, 16, 8)}
-    array = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
+
+    def array(*shape):
+        return jnp.asarray(random.standard_normal(shape), jnp.float32)
+
     return {
         'blocks': {
             name: {'kernel': array(*s), 'bias': array(s[0], *s[2:])} for name, s in blocks.items()

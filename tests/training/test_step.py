@@ -1,6 +1,7 @@
 """One step: what it draws, what it computes on any mesh, and what it sums in float32."""
 
 import math
+import re
 from functools import cache
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import TINY
 
 from configs import cond
 from jit_jax.diffusion import conditions
@@ -147,23 +149,27 @@ MESHES = {
 MESHES['in parts'] = ((2, 1, 1), 2)
 
 
-def make_run(shape, accumulate=1):
+def tiny_config(shape):
     config = cond.get_config('digits')
-    config.model.variant = (
-        'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
-    )
-    config.model.num_classes = 5
-    config.mesh, config.accumulate, config.compute.scan = shape, accumulate, True
-    config.ema.memory = 'host' if accumulate > 1 else 'device'  # both for who lacks memory
+    config.model.variant, config.model.num_classes, config.mesh = TINY, 5, shape
+    config.compute.scan = True
     config.condition.drop = 0.4
-    config.optimizer.base_lr, config.optimizer.warmup, config.optimizer.schedule = (
-        LR * 32,
-        2,
-        'constant',
-    )
-    config.optimizer.muon_rms, config.log_every, config.ema.decays = 0.0, 2, (0.9, 0.5)
+    config.optimizer.base_lr, config.optimizer.warmup = LR * 32, 2
+    config.optimizer.schedule, config.optimizer.muon_rms = 'constant', 0.0
+    config.log_every, config.ema.decays = 2, (0.9, 0.5)
+    return config
+
+
+def make_programs(config):
     checks.check(config)
-    return build.programs(config, build.mesh(config, jax.devices()[: math.prod(shape)]))
+    return build.programs(config, build.mesh(config, jax.devices()[: math.prod(config.mesh)]))
+
+
+def make_run(shape, accumulate=1):
+    config = tiny_config(shape)
+    config.accumulate = accumulate
+    config.ema.memory = 'host' if accumulate > 1 else 'device'  # both for who lacks memory
+    return make_programs(config)
 
 
 @pytest.fixture(scope='module')
@@ -174,7 +180,7 @@ def runs():
 
 @pytest.fixture(scope='module')
 def trained(runs, params):
-    """Mesh → (states before and after each of three steps, metrics of each, as numpy), trained once."""
+    """Mesh → (states before and after each of three steps, metrics of each), trained once."""
     found = {}
 
     def train(name):
@@ -197,7 +203,9 @@ def trained(runs, params):
 
 
 def test_the_host_keeps_the_averages_where_asked(runs):
-    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+    def kinds(tree):
+        return {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
+
     assert kinds(runs('in parts').like.ema) == {'pinned_host'} != kinds(runs('one').like.ema)
     assert 'pinned_host' not in kinds(runs('in parts').like.replace(ema={}))
 
@@ -214,7 +222,10 @@ def test_a_run_on_any_mesh_and_in_parts_is_the_run_on_one_device(trained, name):
         )
 
     jax.tree_util.tree_map_with_path(close, states[1].opt, one_states[1].opt)
-    leaves = lambda tree: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+    def leaves(tree):
+        return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
     moved = np.abs(leaves(one_states[-1].params) - leaves(one_states[0].params))
     apart = np.abs(leaves(states[-1].params) - leaves(one_states[-1].params))
     assert np.median(moved) > 0.3 * LR
@@ -282,3 +293,47 @@ def test_every_mesh_starts_from_the_same_weights(runs, fresh):
     assert {shard.data.shape for shard in kernel.addressable_shards} == {
         (2, 16, 3, 1, 16)
     }  # really split
+
+
+# Gradients of a bfloat16 model
+
+SLOTS = 512  # of a program with holes to fill in
+
+
+def reductions(shape, scan, folder):
+    """(dtype, dimensions) of every sum over devices in the step of a bfloat16 model.
+
+    As the partitioner puts them there: afterwards the compiler of a CPU, which has no bfloat16
+    units, would call them all float32.
+    """
+    config = tiny_config(shape)
+    config.compute.dtype, config.compute.scan = 'bfloat16', scan
+    run = make_programs(config)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in BATCH.items()}
+    lowered = run.step.lower(run.like, batch, KEY)
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)  # or nothing would be written
+    try:
+        lowered.compile({'xla_dump_to': str(folder), 'xla_dump_hlo_pass_re': 'spmd-partitioning'})
+    finally:
+        jax.config.update('jax_enable_compilation_cache', cached)
+    (partitioned,) = folder.glob('*after_spmd-partitioning*.txt')
+    results = re.findall(
+        r' = (.+?) (?:all-reduce|reduce-scatter)(?:-start)?\(', partitioned.read_text()
+    )
+    found = []
+    for result in results:
+        for dtype, dims in re.findall(r'\b(bf16|f32)\[([\d,]*)\]', result):
+            found.append((dtype, tuple(int(n) for n in dims.split(',') if n)))
+    return found
+
+
+@pytest.mark.parametrize('shape, scan', [((8, 1, 1), False), ((1, 8, 1), True), ((2, 2, 2), False)])
+def test_gradients_are_summed_over_devices_in_float32(shape, scan, tmp_path):
+    """Only activations that heads and hidden widths share (tensor) may be summed in bfloat16."""
+    found = reductions(shape, scan, tmp_path)
+    assert sum(dtype == 'f32' and 32 in dims for dtype, dims in found) > 10  # of kernels
+    rows = 8 // (shape[0] * shape[1])
+    for dtype, dims in found:
+        activation = dims[:1] == (rows * SLOTS,) or dims[:2] == (rows, SLOTS)
+        assert dtype == 'f32' or (shape[2] > 1 and activation), (dtype, dims)
