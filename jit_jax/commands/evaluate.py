@@ -126,6 +126,12 @@ def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
 
 def check_guidance(args: argparse.Namespace, axes: dict, config: dict) -> None:
     """Raises UserError where guidance is asked of a run that has nothing to be guided by."""
+    guided = 'guidance' in axes or args.guidance not in (None, 1.0)
+    if guided and config['condition'].get('drop') == 0:
+        raise UserError(
+            'This run never learned to go without its condition (config.condition.drop=0), so '
+            'guidance means nothing; leave it out of --guidance and --sweep.'
+        )
     if config['condition']['kind'] != 'none':
         return
     if 'guidance' in axes:
@@ -168,7 +174,7 @@ def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
 
 
 def say_what_to_know(args: argparse.Namespace, run: MeasuredRun, names: list[str]) -> None:
-    """Says what the numbers would not tell about themselves."""
+    """Says what the numbers do not say about themselves."""
     if not args.metrics and names == ['denoising']:
         say(
             'This run has neither labels nor condition images, so how it denoises held-out images '

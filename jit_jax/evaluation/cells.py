@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 from etils import epath
@@ -17,10 +18,10 @@ from jit_jax.evaluation.image_parts import ImageParts
 from jit_jax.evaluation.image_scores import TruthMetric
 from jit_jax.evaluation.kept_files import keep, tag, weights_hash
 from jit_jax.evaluation.measure import Files, Measure, make_metrics
-from jit_jax.evaluation.processes import everyone, together
 from jit_jax.model.sharding import make_mesh, replicated
 from jit_jax.output.files import write_whole
 from jit_jax.recipe import build
+from jit_jax.training.processes import every_process, in_every_process
 
 GUIDED = (
     1.5  # beside a run that samples without guidance, the guidance that its scores are shown with
@@ -47,15 +48,14 @@ class MeasuredRun:
         self.workdir = workdir
         self.mesh = make_mesh((-1, 1, 1))
         self.hashes = {}  # by name of the weights
-        with together():
-            for ema in emas:
-                self.model, params = trained.load(workdir, ema)
-                self.hashes[ema] = weights_hash(params)
-            self.train = self.test = None
-            if 'data' in self.model.config:
-                self.train = build.source(self.model.config, 'train')
-                self.test = build.source(self.model.config, 'test')
-        self._read = emas[-1], params
+        for ema in emas:
+            self.model, params = every_process(partial(trained.load, workdir, ema))
+            self.hashes[ema] = weights_hash(params)
+        self.train = self.test = None
+        if 'data' in self.model.config:
+            self.train = every_process(partial(build.source, self.model.config, 'train'))
+            self.test = every_process(partial(build.source, self.model.config, 'test'))
+        self._read = emas[-1], params  # in this host's memory, until they are placed
         self._placed = None, None
 
     def params(self, ema: str | None) -> dict:
@@ -70,8 +70,7 @@ class MeasuredRun:
         last, params = self._read
         self._read = None, None
         if params is None or last != ema:
-            with together():
-                _, params = trained.load(self.workdir, ema)
+            _, params = every_process(partial(trained.load, self.workdir, ema))
         return params
 
 
@@ -80,13 +79,12 @@ class Remembered:
 
     def __init__(self, path: str):
         self._path = path
-        with together():
-            self._entries = _read_json(path)
+        self._entries = every_process(partial(_read_json, path))
 
     def find(self, key: str) -> dict | None:
         """Collective."""
         entry = self._entries.get(key)
-        return entry if everyone(entry is not None) else None
+        return entry if in_every_process(entry is not None) else None
 
     def add(self, key: str, entry: dict) -> None:
         self._entries[key] = entry
@@ -159,7 +157,9 @@ class CellMeasure:
         found = {}
         if self._measure.metrics:
             found |= self._measure(params, cell.settings, self.folder(cell), progress)
-        if other_guidance and 'truth' in self.names:
+        # A run that was never without its condition has no null branch to be guided by.
+        guidable = self.run.model.config['condition'].get('drop') != 0
+        if other_guidance and guidable and 'truth' in self.names:
             found |= self._other_guidance(params, cell)
         if self._denoising:
             found |= self._denoising(params)

@@ -10,9 +10,9 @@ import numpy as np
 from jit_jax import data, trained
 from jit_jax.diffusion import conditions, objective
 from jit_jax.errors import UserError
-from jit_jax.evaluation.processes import everyone, together
 from jit_jax.model.sharding import to_device, whole_rows, within
 from jit_jax.recipe import build
+from jit_jax.training.processes import every_process, in_every_process
 
 TIMES = (0.2, 0.5, 0.8)  # of x̂
 BUCKETS = 4  # of t, for the validation loss
@@ -73,9 +73,8 @@ class DenoisingScore:
     def __init__(self, model: trained.Model, mesh, test, *, num: int, batch: int, seed: int):
         self._key = jax.random.key(seed)
         size = whole_rows(min(batch, num, len(test)), mesh)
-        with together():
-            batches = _first(test, num, size)
-        if everyone(not any(rows['weight'].any() for rows in batches)):
+        batches = every_process(partial(_first, test, num, size))
+        if in_every_process(not any(rows['weight'].any() for rows in batches)):
             raise UserError(
                 f'None of the first {num} held-out images can be read; repair them, or leave '
                 'denoising out.'

@@ -1,6 +1,7 @@
 """FID, KID, Inception score, precision and recall of generated images, computed over a mesh."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ from jit_jax.evaluation import distances, inception
 from jit_jax.evaluation.image_scores import as_rgb
 from jit_jax.evaluation.kept_files import keep, kept_statistics
 from jit_jax.evaluation.moments import Moments, save_stats
-from jit_jax.evaluation.processes import together
 from jit_jax.evaluation.reference import Statistics
 from jit_jax.model.sharding import replicated, spread, to_device
+from jit_jax.training.processes import every_process
 
 SCORES = ('fid', 'is', 'kid', 'precision_recall')
 WITH_REFERENCE = ('fid', 'kid', 'precision_recall')
@@ -25,8 +26,7 @@ KID_SUBSET = 1000  # rows, at most
 
 def open_network(path: str, mesh) -> Callable:
     """The FID Inception on a mesh: global images uint8 [B, H, W, 1 or 3] → features by name."""
-    with together():
-        weights = inception.load_weights(path)
+    weights = every_process(partial(inception.load_weights, path))
     weights = jax.device_put(weights, replicated(mesh))
     run = jax.jit(inception.features)
 
@@ -40,11 +40,13 @@ class InceptionMetric:
     """Some of SCORES. Inception runs on rows split over the mesh, and each process adds up its own.
 
     Args:
-      names: which of SCORES. network: as `open_network` returns it. reference: Statistics or
-      sources of images, as `open_reference` returns them; not read for `is` alone. mesh: where the
-      network's weights lie. rows: how many images the network takes at a time, a number that the
-      mesh divides. threads: that read the reference's images. cache: a file in which the statistics
-      of a reference with images are kept, '' for none.
+      names: which of SCORES.
+      network: as `open_network` returns it.
+      reference: Statistics or sources of images, as `open_reference` returns them; `is` needs none.
+      mesh: where the network's weights lie.
+      rows: how many images the network takes at a time, a number that the mesh divides.
+      threads: that read the images of the reference.
+      cache: a file in which statistics of a reference with images are kept, '' for none.
 
     Raises UserError for statistics of another network.
     """
@@ -128,8 +130,8 @@ class InceptionMetric:
             process_count=jax.process_count(),
         )
         while True:
-            with together():  # images that one process cannot read
-                batch = next(batches, None)
+            # There may be images that one process cannot read.
+            batch = every_process(partial(next, batches, None))
             if batch is None:
                 return
             batch = {'image': batch['image'], 'weight': batch['weight'] > 0}

@@ -17,9 +17,9 @@ from etils import epath
 from jit_jax.errors import UserError
 from jit_jax.evaluation.array_files import open_npz
 from jit_jax.evaluation.moments import load_stats
-from jit_jax.evaluation.processes import everyone
 from jit_jax.evaluation.reference import Statistics
 from jit_jax.output.files import save_npz
+from jit_jax.training.processes import in_every_process
 
 
 def keep(path: str, save: Callable, *content) -> None:
@@ -46,7 +46,7 @@ def kept_images(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """Images uint8 of this shape; None where a process finds others or none. Collective."""
     images = _read_images(path)
     fits = images is not None and images.shape == shape and images.dtype == np.uint8
-    return images if everyone(fits) else None
+    return images if in_every_process(fits) else None
 
 
 def _read_images(path: str) -> np.ndarray | None:
@@ -64,7 +64,7 @@ def kept_statistics(path: str, width: int) -> Statistics | None:
         kept = Statistics(*load_stats(path))
     except UserError:
         kept = None
-    return kept if everyone(kept is not None and len(kept.mean) == width) else None
+    return kept if in_every_process(kept is not None and len(kept.mean) == width) else None
 
 
 def tag(what: dict) -> str:

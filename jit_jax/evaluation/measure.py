@@ -21,9 +21,9 @@ from jit_jax.evaluation.image_parts import ImageParts
 from jit_jax.evaluation.image_scores import TruthMetric
 from jit_jax.evaluation.inception_scores import InceptionMetric, open_network
 from jit_jax.evaluation.kept_files import statistics_file
-from jit_jax.evaluation.processes import together
-from jit_jax.evaluation.reference import open_reference
+from jit_jax.evaluation.reference import Statistics, open_reference
 from jit_jax.model.sharding import whole_rows
+from jit_jax.training.processes import every_process
 
 METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'denoising')
 LEAST = {'is': 10, 'precision_recall': 4}  # images; two are enough for the others
@@ -111,33 +111,35 @@ def make_metrics(
     `data.Source`s, or None. Reads all files and all images but those of the reference. Raises
     UserError. Collective.
     """
-    makers = []
-    if 'truth' in names:
-        makers.append(partial(TruthMetric, model.net.image_size, files.lpips))
-    if 'classifier' in names:
-        makers.append(partial(ClassifierMetric, train, test))
     metrics = []
-    with together():
-        for make in makers:
-            metrics.append(make())
+    if 'truth' in names:
+        make = partial(TruthMetric, model.net.image_size, files.lpips)
+        metrics.append(every_process(make))
+    if 'classifier' in names:
+        metrics.append(every_process(partial(ClassifierMetric, train, test)))
     if set(names) & set(inception_scores.SCORES):
         metrics.append(_inception_metric(names, model, mesh, rows, files))
     return metrics
 
 
 def _inception_metric(names, model, mesh, rows: int, files: Files) -> InceptionMetric:
-    config, reference, cache = model.config, [], ''
-    with together():
-        if set(names) & set(inception_scores.WITH_REFERENCE):
-            with_images = bool(set(names) & set(inception_scores.WITH_IMAGES))
-            name = files.reference or 'train'
-            reference = open_reference(name, config, with_images)
-            if files.cache and isinstance(reference, list):
-                cache = statistics_file(files.cache, name, reference, config, files.inception)
+    reference, cache = every_process(partial(_open_reference, names, model.config, files))
     network = open_network(files.inception, mesh)
-    threads = config['data']['threads'] if 'data' in config else 0
-    rows = whole_rows(rows, mesh)
-    return InceptionMetric(names, network, reference, mesh, rows=rows, threads=threads, cache=cache)
+    threads = model.config['data']['threads'] if 'data' in model.config else 0
+    how = {'rows': whole_rows(rows, mesh), 'threads': threads, 'cache': cache}
+    return InceptionMetric(names, network, reference, mesh, **how)
+
+
+def _open_reference(names, config: dict, files: Files) -> tuple[Statistics | list, str]:
+    """The reference, and where its statistics are kept, '' for nowhere."""
+    if not set(names) & set(inception_scores.WITH_REFERENCE):
+        return [], ''
+    with_images = bool(set(names) & set(inception_scores.WITH_IMAGES))
+    name = files.reference or 'train'
+    reference = open_reference(name, config, with_images)
+    if isinstance(reference, Statistics) or not files.cache:
+        return reference, ''
+    return reference, statistics_file(files.cache, name, reference, config, files.inception)
 
 
 class Measure:

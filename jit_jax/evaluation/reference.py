@@ -24,8 +24,7 @@ def open_reference(name: str, config: dict, with_images: bool) -> Statistics | l
 
     Args:
       name: an `.npz` with `mu` and `sigma` or with images as `arr_0` (ADM's reference batches have
-      both), a folder of
-        images, or a split of the run's own data.
+        both), a folder of images, or a split of the run's own data.
       config: the run's; it may have no data.
       with_images: whether statistics will not do.
 

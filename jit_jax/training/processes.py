@@ -63,6 +63,11 @@ def every_process(compute: Callable[[], T]) -> T:
     return result
 
 
+def in_every_process(answer: bool) -> bool:
+    """Whether the answer is yes in every process; the same in all of them."""
+    return bool(np.all(process_allgather(np.asarray(bool(answer)))))
+
+
 def agree(what: str, number: int) -> str:
     """Says that all processes hold the same number (uint32); '' for a single process.
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jit_jax import trained
+from jit_jax import data, trained
 from jit_jax.commands import evaluate
-from jit_jax.data.sources import DataError
 from jit_jax.evaluation import cells, image_parts, measure
 from jit_jax.recipe import build
 
@@ -148,6 +147,19 @@ def test_a_condition_is_measured_with_and_without_guidance(holes, command, monke
     assert entry['psnr'] != entry[f'psnr{other}'] and entry['psnr_baseline'] > 10
 
 
+def test_a_run_that_was_never_without_its_condition(holes, command, error, monkeypatch):
+    """It has no null branch, so nothing is shown with guidance."""
+    model, params, _, _ = holes
+    condition = model.config['condition'] | {'drop': 0.0}
+    model = replace(model, config=model.config | {'condition': condition})
+    monkeypatch.setattr(trained, 'load', lambda path, ema: (model, params))
+    for flags in (['--guidance=2'], ['--sweep', 'guidance=1,2']):
+        assert 'never learned to go without its condition' in error(command, '--num=8', *flags)
+    command('--metrics=truth', '--num=8')
+    (entry,) = entries(command)
+    assert not [name for name in entry if 'guidance_' in name]
+
+
 def test_a_sweep_over_guidance(holes, command, monkeypatch):
     model, params, _, _ = holes
     monkeypatch.setattr(trained, 'load', lambda path, ema: (model, params))
@@ -180,26 +192,27 @@ def test_an_evaluation_json_that_cannot_be_read(command, drawn, error):
     assert 'evaluation.json cannot be read' in said and 'remove it' in said and not drawn
 
 
-def test_the_only_held_out_image_is_broken(holes, command, drawn, error, monkeypatch):
-    """Nothing is measured, and one sentence names the image."""
+def test_the_only_held_out_image_is_broken(holes, command, drawn, error, monkeypatch, tmp_path):
+    """Nothing is measured, and one sentence says which image, or that there is none."""
     model, params, train, _ = holes
+    path = tmp_path / 'images' / 'test' / 'only.png'
+    for file in (path, tmp_path / 'images' / 'train' / 'one.png'):
+        file.parent.mkdir(parents=True)
+        Image.fromarray(train[0]['image']).save(file)
 
-    class Broken:
-        classes = train.classes
-
-        def __len__(self):
-            return 1
-
-        def load(self, index):
-            return None
-
-        def __getitem__(self, index):
-            raise DataError('None of the 1 images can be read; the first is only.png.')
+    def source(config, split):
+        how = {'path': str(tmp_path / 'images'), 'split': split, 'image_size': 32}
+        opened = data.open_source('folder', **how)
+        if split == 'test':
+            path.write_bytes(b'broken')  # after it was opened, when it was still there
+        return opened
 
     monkeypatch.setattr(trained, 'load', lambda path, ema: (model, params))
-    monkeypatch.setattr(build, 'source', lambda c, split: train if split == 'train' else Broken())
-    for metrics in ('classifier', 'denoising', 'truth'):
-        assert 'only.png' in error(command, f'--metrics={metrics}', '--num=8')
+    monkeypatch.setattr(build, 'source', source)
+    for metrics in ('classifier', 'truth', 'denoising'):
+        Image.fromarray(train[0]['image']).save(path)
+        said = error(command, f'--metrics={metrics}', '--num=8')
+        assert 'can be read' in said
     assert not (command.folder / 'evaluation').exists()
 
 

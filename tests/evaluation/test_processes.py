@@ -20,10 +20,10 @@ TOGETHER = """
     from jit_jax.evaluation import inception_scores, kept_files
     from jit_jax.evaluation.inception_scores import WIDTH, InceptionMetric
     from jit_jax.evaluation.moments import Moments
-    from jit_jax.evaluation.processes import everyone, together
     from jit_jax.model.sharding import make_mesh
+    from jit_jax.training.processes import in_every_process
 
-    found = {'everyone': [everyone(process == 0), everyone(True)]}
+    found = {'everyone': [in_every_process(process == 0), in_every_process(True)]}
 
     moments = Moments(3)
     moments.update(np.random.default_rng(process).standard_normal((process + 2, 3)))
@@ -37,12 +37,13 @@ TOGETHER = """
         except Exception as error:
             return f'{type(error).__name__}: {error}'
 
-    def cannot_open():
-        with together():
-            if process == 0:
-                open('/nowhere')
-
-    found['together'] = failure(cannot_open)
+    # Weights that the first process alone can read.
+    weights = f'{folder}/weights-{process}.npz'
+    kept_files.keep_images(weights, np.zeros(3))
+    inception_scores.inception.fold = lambda state: state
+    mesh = make_mesh((-1, 1, 1))
+    path = f'{folder}/weights-0.npz' if process == 0 else f'{folder}/nowhere.npz'
+    found['weights'] = failure(lambda: inception_scores.open_network(path, mesh))
 
     # Images that the first process alone has kept: nobody takes them, and nobody waits.
     path = f'{folder}/part-{process}.npz'
@@ -61,7 +62,6 @@ TOGETHER = """
     kid = inception_scores.distances.kid
     inception_scores.distances.kid = lambda x, y, subset_size: (
         sizes.append(subset_size), kid(x, y, subset_size=subset_size))[1]
-    mesh = make_mesh((-1, 1, 1))
     metric = InceptionMetric(['kid'], fast, [data.from_arrays(images(9, 0))], mesh, rows=4)
     metric.update(images(7, 1), {}, None)
     found |= metric.compute() | {'sizes': sizes}
@@ -119,10 +119,10 @@ def test_two_hosts_end_with_the_same_float64_moments(pair):
     np.testing.assert_allclose(first['scatter'] / 4, np.cov(rows, rowvar=False), rtol=1e-14)
 
 
-def test_what_fails_in_one_process_fails_in_both(pair):
+def test_weights_that_one_process_cannot_read(pair):
     _, first, second = pair
-    assert first['together'].startswith('FileNotFoundError')
-    assert second['together'].startswith('UserError')
+    assert first['weights'].startswith('UserError: Process 1 of 2 has failed')
+    assert 'no Inception weights at' in second['weights'] and 'nowhere.npz' in second['weights']
 
 
 def test_an_answer_is_that_of_both(pair):
