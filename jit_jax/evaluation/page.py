@@ -43,7 +43,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #2a2f38; max-width: 1040px; 
 h1, h2 { font-weight: 600; overflow-wrap: anywhere; }
 h2 { margin-top: 2em; border-bottom: 1px solid #e4e7ec; }
 figure { display: inline-block; margin: 0 .6em .6em 0; vertical-align: top; max-width: 100%; }
-figcaption, p { color: #687080; font-size: 13px; }
+figcaption, p { color: #687080; font-size: 13px; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; image-rendering: pixelated; }
 img.smooth { image-rendering: auto; }
 pre { background: #f6f7f9; padding: 1em; overflow: auto; }
