@@ -1,37 +1,56 @@
-"""The notebook, executed from its first cell to its last with a few steps of a tiny model; and what is committed of it."""
+"""The notebook, executed from its first cell to its last with a few steps of a tiny model; and
+what is committed of it.
+"""
 
 import json
 import os
+from pathlib import Path
 
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 from shell import ROOT
 
+from jit_jax.commands.convert import run_config
+from jit_jax.model.official import from_official
+from jit_jax.training.weights import write_weights
+
 PATH = os.path.join(ROOT, 'notebooks', 'jit_jax.ipynb')
+OFFICIAL = Path(ROOT) / 'tests/goldens/jit_tiny_256tok_weights.npz'
 
 
 def outputs(notebook, kind):
-    return [
-        output
-        for cell in notebook.cells
-        for output in cell.get('outputs', [])
-        if kind in output.get('data', {}) or output.get('name') == kind
-    ]
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get('outputs', []):
+            if kind in output.get('data', {}) or output.get('name') == kind:
+                found.append(output)
+    return found
+
+
+def text_of(notebook) -> str:
+    return ''.join(output['text'] for output in outputs(notebook, 'stdout'))
+
+
+def write_official(folder: Path) -> None:
+    """A folder as `jit-jax convert` makes it of official weights, here of a tiny model."""
+    architecture, params = from_official(dict(np.load(OFFICIAL)), class_start=1)
+    write_weights(folder, run_config(architecture, []), params, {}, step=0)
 
 
 def test_every_cell_works(env, tmp_path, monkeypatch):
-    for name, value in (
-        env | {'JIT_JAX_SHORT': '1', 'PYTHONPATH': ROOT, 'JUPYTER_PLATFORM_DIRS': '1'}
-    ).items():
+    short = {'JIT_JAX_SHORT': '1', 'PYTHONPATH': ROOT, 'JUPYTER_PLATFORM_DIRS': '1'}
+    for name, value in (env | short).items():
         monkeypatch.setenv(name, value)
+    write_official(tmp_path / 'official')
     notebook = nbformat.read(PATH, as_version=4)
-    notebook.cells[1].source = notebook.cells[1].source.replace(
-        "OFFICIAL = ''", "OFFICIAL = 'runs/uncond'"
-    )  # loads as official weights do
+    changes = {
+        "OFFICIAL = ''": "OFFICIAL = 'official'",
+        'np.array([207, 360, 387, 974])': 'np.array([2, 3, 5, 9])',
+    }
     for cell in notebook.cells:
-        cell.source = cell.get('source').replace(
-            'np.array([207, 360, 387, 974])', 'np.array([2, 3, 5, 9])'
-        )
+        for before, after in changes.items():
+            cell.source = cell.source.replace(before, after)
     client = NotebookClient(
         notebook,
         timeout=300,
@@ -39,12 +58,10 @@ def test_every_cell_works(env, tmp_path, monkeypatch):
         resources={'metadata': {'path': str(tmp_path)}},
     )
     client.execute()
-    text = ''.join(output['text'] for output in outputs(notebook, 'stdout'))
-    assert (
-        'step 4 of 4' in text
-        and 'Resuming runs/uncond at step 4, with steps changed.' in text
-        and 'Done: step 6' in text
-    )
+    text = text_of(notebook)
+    assert 'step 4 of 4' in text and 'Done: step 6' in text
+    assert 'Resuming runs/uncond at step 4, with steps changed.' in text
+    assert 'OFFICIAL is empty' not in text
     assert len(outputs(notebook, 'image/png')) >= 8
     assert {'uncond', 'cond'} == set(os.listdir(tmp_path / 'runs'))
 
@@ -52,16 +69,13 @@ def test_every_cell_works(env, tmp_path, monkeypatch):
 def test_committed_outputs_are_real_and_small():
     notebook = nbformat.read(PATH, as_version=4)
     assert os.path.getsize(PATH) < 400_000
-    assert [cell.execution_count for cell in notebook.cells if cell.cell_type == 'code'] == list(
-        range(1, 10)
-    )
-    assert len(outputs(notebook, 'image/png')) >= 7 and not [
-        o for cell in notebook.cells for o in cell.get('outputs', []) if o.output_type == 'error'
-    ]
-    text = ''.join(output['text'] for output in outputs(notebook, 'stdout'))
-    assert (
-        'step 2200 of 2200' in text
-        and 'step 500 of 500' in text
-        and ROOT not in json.dumps(notebook)
-        and '/tmp' not in json.dumps(notebook)
-    )
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == 'code']
+    assert counts == list(range(1, 10))
+    assert len(outputs(notebook, 'image/png')) >= 7
+    for cell in notebook.cells:
+        for output in cell.get('outputs', []):
+            assert output.output_type != 'error'
+    text = text_of(notebook)
+    assert 'step 2200 of 2200' in text and 'step 500 of 500' in text
+    content = json.dumps(notebook)
+    assert ROOT not in content and '/tmp' not in content
