@@ -30,7 +30,7 @@ PAGES = [
     'docs/configuration.md',
 ]
 PAGES += ['docs/evaluation.md', 'docs/pods.md', 'docs/scaling.md', 'docs/performance.md']
-COMMAND = r'(?:jit-jax \w+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
+COMMAND = r'(?:jit-jax [a-z]+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
 
 
 def read(page):

@@ -1,10 +1,12 @@
 """`jit-jax` and its commands: help, names that are not there, configs and their keys."""
 
+import ast
 import importlib
 import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from shell import ROOT
@@ -102,6 +104,16 @@ def test_packaged_configs_are_found_without_a_clone(tmp_path, monkeypatch):
         'from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({"mine": 1})\n'
     )
     assert parsed(train, '--config=configs/uncond.py', '--config.mine=2').config.mine == 2
+
+
+def test_the_package_needs_no_clone():
+    """Its modules import `jit_jax.configs`, not the folder `configs` that only a clone has."""
+    for path in Path(jit_jax.__path__[0]).rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module.split('.')[0] != 'configs', path
+            if isinstance(node, ast.Import):
+                assert not [n for n in node.names if n.name.split('.')[0] == 'configs'], path
 
 
 def test_keys_of_a_config_are_flags():
