@@ -158,6 +158,33 @@ def env(tmp_path_factory):
     return env
 
 
+@pytest.fixture
+def command(env, monkeypatch, capfd):
+    """Runs a command in this process, from a folder; returns what it printed. For what needs no fresh process.
+
+    words: `sample --num=2 …`, or those of `python train.py …`. code: the exit code it must end with.
+    """
+    from jit_jax.__main__ import main
+    from jit_jax.commands import environment
+
+    def call(cwd, *words, code=0):
+        found = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+            patch.setattr(environment, 'use_cpu_cores', lambda *_: None)  # JAX runs already
+            patch.setattr(environment, 'join_processes', lambda *_: None)
+            try:
+                main(['train', *words[1:]] if words[0].endswith('train.py') else list(words))
+            except SystemExit as end:
+                found = end.code
+        said = ''.join(capfd.readouterr())
+        assert found == code, said
+        return said
+
+    return call
+
+
 @pytest.fixture(scope='session')
 def short_run(env):
     """The first command's run, shortened, in this process: its programs are compiled once for all tests."""

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from shell import ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
+from shell import FIRST, ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
 
 
 def test_first_command_leaves_the_promised_folder(finished):
@@ -26,41 +26,56 @@ def test_first_command_leaves_the_promised_folder(finished):
     assert 'Starting fresh' in said and 'Done: step 12' in said
 
 
-def test_done_says_so_and_touches_nothing(finished, env):
+def test_done_says_so_and_touches_nothing(finished, command):
     cwd, _ = finished
     before = (cwd / 'runs/uncond/metrics.jsonl').read_bytes()
-    assert 'is done: step 12 of 12' in train(cwd, env)
+    assert 'is done: step 12 of 12' in command(cwd, *FIRST)
     assert (cwd / 'runs/uncond/metrics.jsonl').read_bytes() == before
 
 
-@pytest.mark.parametrize('kind', [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_equals_never_stopped(finished, env, tmp_path, kind):
+def test_stopped_killed_and_out_of_room_equals_never_stopped(finished, env, tmp_path):
+    """One run that Ctrl-C, SIGTERM, kill -9 and a disk without room end in turn, each time to go on where it was."""
     cwd, _ = finished
+    folder, newest = tmp_path / 'runs/uncond', 0
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        process = start(tmp_path, env)
+        said, first = process.stdout.readline(), ''
+        assert (
+            'Starting fresh' if not newest else f'Resuming runs/uncond at step {newest}'
+        ) in said
+        while not first.startswith('step '):
+            first = process.stdout.readline()
+        process.send_signal(kind)
+        said = process.stdout.read()
+        assert process.wait() == 0, said
+        assert f'Stopped by {kind.name} after step ' in said and 'saved' in said
+        newest = int(said.split('after step ')[1].split(':')[0])
+        assert newest < 12 and (folder / f'checkpoints/{newest}').exists()
     process = start(tmp_path, env)
     for line in process.stdout:
-        if line.startswith('step 2/'):
-            process.send_signal(kind)
-            break
-    said = process.stdout.read()
-    assert process.wait() == 0, said
-    assert kind.name in said and 'saved' in said
-    stopped = int(said.split('after step ')[1].split(':')[0])
-    assert 2 <= stopped < 12
-    assert f'Resuming runs/uncond at step {stopped}' in train(tmp_path, env)
-    assert_same_run(cwd / 'runs' / 'uncond', tmp_path / 'runs' / 'uncond')
-
-
-def test_killed_and_resumed_equals_never_stopped(finished, env, tmp_path):
-    cwd, _ = finished
-    process = start(tmp_path, env)
-    for line in process.stdout:
-        if line.startswith('step 10/'):
+        if line.startswith('step '):
             process.kill()
             break
-    process.stdout.read()
-    process.wait()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    said = without_room(tmp_path, env)
+    resumed = int(said.split('at step ')[1].split('.')[0])
+    assert resumed >= newest and 'was not saved' in said and 'step 12/12' in said
+    assert f'error: Step 12 could not be saved; runs/uncond goes on from step {resumed}' in said
     train(tmp_path, env)
-    assert_same_run(cwd / 'runs' / 'uncond', tmp_path / 'runs' / 'uncond')
+    assert_same_run(cwd / 'runs' / 'uncond', folder)
+
+
+def without_room(cwd, env):
+    """The first command where no file may grow past 40 kB: metrics fit, checkpoints of 0.1 M parameters do not."""
+    code = (
+        'import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); '
+        f'sys.path.insert(0, {ROOT!r}); sys.argv[0] = {FIRST[0]!r}; '
+        f'runpy.run_path({FIRST[0]!r}, run_name="__main__")'
+    )
+    set_by_itself = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''}
+    return run(['-c', code, *FIRST[1:]], env | set_by_itself, cwd, code=1)
 
 
 def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finished, env):
@@ -155,8 +170,8 @@ def test_one_device_equals_eight(finished, env, tmp_path):
         (['--flag_that_is_not=1'], 'flag_that_is_not'),
     ],
 )
-def test_user_errors_are_one_sentence(env, tmp_path, flags, says):
-    said = train(tmp_path, env, 'uncond', *flags, code=1)
+def test_user_errors_are_one_sentence(command, tmp_path, flags, says):
+    said = command(tmp_path, *FIRST, *flags, code=1)
     assert says in said and 'Traceback' not in said
     assert len([line for line in said.splitlines() if line.startswith('error: ')]) == 1
     assert not (tmp_path / 'runs').exists()
@@ -165,50 +180,35 @@ def test_user_errors_are_one_sentence(env, tmp_path, flags, says):
 @pytest.mark.parametrize(
     'config, says', [('uncond:nothing', "no preset 'nothing'"), ('missing', 'missing')]
 )
-def test_wrong_config_is_one_sentence(env, tmp_path, config, says):
-    said = train(tmp_path, env, config, code=1)
+def test_wrong_config_is_one_sentence(command, tmp_path, config, says):
+    said = command(tmp_path, 'train', f'--config={config}', code=1)
     assert says in said and 'Traceback' not in said
 
 
-def test_another_architecture_is_refused_before_anything_is_written(finished, env):
+def test_another_architecture_is_refused_before_anything_is_written(finished, command):
     cwd, _ = finished
     other = f'--config.model.variant={TINY.replace("depth=2", "depth=3")}'
-    said = train(
-        cwd, env, 'uncond', other, '--workdir=runs/other', '--config.init_from=runs/uncond', code=1
-    )
-    assert (
-        'depth' in said
-        and 'Traceback' not in said
-        and not (cwd / 'runs/other/config.json').exists()
-    )
+    new = ('--workdir=runs/other', '--config.init_from=runs/uncond')
+    said = command(cwd, *FIRST, other, *new, code=1)
+    assert 'depth' in said and not (cwd / 'runs/other/config.json').exists()
     before = sorted(os.listdir(cwd / 'runs/uncond/checkpoints'))
-    assert 'depth' in train(cwd, env, 'uncond', other, '--config.steps=14', code=1)
+    assert 'depth' in command(cwd, *FIRST, other, '--config.steps=14', code=1)
     assert sorted(os.listdir(cwd / 'runs/uncond/checkpoints')) == before
 
 
-def test_second_run_on_one_folder_is_refused(env, tmp_path):
-    first = start(tmp_path, env, '--config.steps=100000')
+def test_a_run_of_days_starts_with_yes_alone_and_a_second_one_on_its_folder_is_refused(
+    env, command, tmp_path
+):
+    endless = '--config.steps=10000000000'
+    said = command(tmp_path, *FIRST, endless, code=1)
+    assert 'On this CPU' in said and '--yes' in said and 'Traceback' not in said
+    assert not (tmp_path / 'runs').exists(), 'it is asked before anything is written'
+    first = start(tmp_path, env, endless, '--yes')
     assert 'Starting fresh' in first.stdout.readline()
-    said = train(tmp_path, env, code=1)
+    said = command(tmp_path, *FIRST, code=1)
     assert 'in use by another run' in said and 'Traceback' not in said
     first.kill()
     first.communicate()
-
-
-def test_disk_full_while_saving_does_not_stop_training(env, tmp_path):
-    # No file may grow past 40 kB: metrics fit, checkpoints of 0.1 M parameters do not.
-    code = (
-        'import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); '
-        f'sys.path.insert(0, {ROOT!r}); sys.argv[0] = "train.py"; import train; train.main()'
-    )
-    flags = [f'--config={os.path.join(ROOT, "configs", "uncond.py")}', *SHORT]
-    said = run(
-        ['-c', code, *flags],
-        env | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''},
-        tmp_path,
-    )
-    assert 'was not saved' in said and 'step 12/12' in said and 'could not be saved' in said
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def glyphs(tmp_path):
 FOLDER = ['--config.batch_size=4', '--config.model.image_size=32', '--config.optimizer.warmup=2']
 
 
-def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyphs):
+def test_a_folder_of_images_trains_and_samples_by_class_name(env, command, tmp_path, glyphs):
     labelled = [
         '--config.condition.kind=class',
         '--config.model.num_classes=50',
@@ -311,23 +311,11 @@ def test_a_folder_of_images_trains_and_samples_by_class_name(env, tmp_path, glyp
     run(['-m', 'jit_jax', *some, '--steps=2', '--out=label.png'], env, tmp_path)
     a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
     assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
-    said = run(
-        ['-m', 'jit_jax', 'sample', '--workdir=runs/uncond-folder', '--label=nobody'],
-        env,
-        tmp_path,
-        code=1,
-    )
-    assert "'nobody' is not a class of this run" in said
-    few = train(
-        tmp_path,
-        env,
-        'uncond:folder',
-        f'--config.data.path={glyphs}',
-        *FOLDER,
-        *labelled,
-        '--config.model.num_classes=1',
-        code=1,
-    )
+    nobody = ['sample', '--workdir=runs/uncond-folder', '--label=nobody']
+    assert "'nobody' is not a class of this run" in command(tmp_path, *nobody, code=1)
+    folder = [f'--config.data.path={glyphs}', *SHORT, *FOLDER, *labelled, '--config.batch_size=8']
+    few = [*folder, '--config.model.num_classes=1']
+    few = command(tmp_path, 'train', '--config=uncond:folder', *few, code=1)
     assert 'config.model.num_classes' in few
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shell import start, train
 
 from configs import uncond
 from jit_jax import limits
@@ -79,19 +78,3 @@ def test_a_cpu_run_of_imagenet_says_how_long_it_takes():
     with pytest.raises(UserError, match=r'at least [\d,]{5,} days;.*--yes'):
         limits.check_patience(config, flops / 1e11 * config.batch_size * config.steps)
     limits.check_patience(uncond.get_config(), 3600)
-
-
-def test_patience_is_asked_for_before_anything_is_written(env, tmp_path):
-    endless = '--config.steps=10000000000'
-    said = train(tmp_path, env, 'uncond', endless, code=1)
-    assert (
-        'On this CPU' in said
-        and '--yes' in said
-        and 'Traceback' not in said
-        and not (tmp_path / 'runs').exists()
-    )
-    process = start(tmp_path, env, endless, '--yes')
-    first = process.stdout.readline()
-    process.kill()
-    process.communicate()
-    assert 'Starting fresh' in first

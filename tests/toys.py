@@ -72,7 +72,7 @@ import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from toys import CONFIG, like, listing, same, toy
 from jit_jax.errors import UserError
-from jit_jax.training import checkpoint, lock, manifest
+from jit_jax.training import checkpoint, lock, manifest, processes
 from jit_jax.training.checkpoint import Checkpoints
 """
 

@@ -136,6 +136,10 @@ mesh = jax.make_mesh((4,), ('a',), axis_types=(AxisType.Auto,))
 split = lambda spec: jax.tree.map(lambda x: NamedSharding(mesh, spec if x.shape == (24, 8) else P()), toy(0))
 make = lambda step: jax.jit(lambda: toy_like(step), out_shardings=split(P('a')))()
 
+def held(workdir):
+    with lock.lock(workdir):
+        pass
+
 def toy_like(step):
     return jax.tree.map(jnp.asarray, toy(step))
 
@@ -154,6 +158,45 @@ with lock.lock(workdir):
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), toy(0), split(P(None, 'a')))
     got = multihost_utils.process_allgather(c.restore(2, target), tiled=True)
     assert same(jax.tree.map(jnp.asarray, got), toy(2))
+
+    # What fails in one process ends in both, and nobody waits for the other.
+    def broken(*_):
+        raise OSError(5, 'broken')
+
+    def refused(f, *args):
+        try:
+            f(*args)
+        except UserError as error:
+            return str(error)
+        raise AssertionError(f'process {i} was not refused')
+
+    def broken_in(process, place, name, f, *args):
+        right = getattr(place, name)
+        if i == process:
+            setattr(place, name, broken)
+        result = f(*args)
+        setattr(place, name, right)
+        return result
+
+    said = broken_in(0, manifest, '_sha256', refused, c.newest)
+    assert 'cannot be read: Input/output error' in said, said
+    assert c.newest() == 2
+    said = broken_in(1, manifest, 'read', refused, c.restore, 2, target)
+    assert ('Process 1 of 2 has failed' if i == 0 else 'Input/output error') in said, said
+    said = refused(held, f'{workdir}/.lock/no folder')
+    assert 'cannot be written (Not a directory)' in said, said
+    said = refused(processes.agree, 'config', i)
+    assert 'The 2 processes of this run differ in their config' in said, said
+
+    def saved(c, step):
+        c.save(make(step), config=CONFIG)
+        return c.wait()
+
+    assert broken_in(0, manifest, 'seal', saved, c, 3) == 2
+    fresh = Checkpoints(f'{workdir}/fresh', keep_last=1)
+    said = broken_in(0, manifest, 'seal', refused, saved, fresh, 1)
+    assert 'first checkpoint' in said and 'could not be saved (Input/output error)' in said, said
+    assert saved(fresh, 1) == 1
 """
 
 
@@ -175,7 +218,7 @@ def test_two_processes(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed, failed[0]
-    assert listing(tmp_path) == ['2', 'damaged-7']
+    assert listing(tmp_path) == ['2', '3.partial', 'damaged-7']
 
 
 # What stays.
