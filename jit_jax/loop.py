@@ -60,23 +60,15 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
             return
         resume.write_config(run, workdir)
         writer = every_process(partial(open_writer, run, workdir, start, seconds_an_image, follow))
-        writer.say(how)
-        for found in dict.fromkeys([run.train.summary, run.test.summary]):
-            writer.say(found)
-        writer.say(summary(run, state))
-        training = Training(
-            run, workdir, checkpoints, writer, stop, Preview(run, workdir), evaluation
-        )
-        step = training.steps(state, start)
-        saved = checkpoints.wait()
-        if saved == step:
+        with contextlib.closing(writer):
+            writer.say(how)
+            for found in dict.fromkeys([run.train.summary, run.test.summary]):
+                writer.say(found)
+            writer.say(summary(run, state))
+            preview = every_process(partial(Preview, run, workdir))
+            training = Training(run, workdir, checkpoints, writer, stop, preview, evaluation)
+            step = training.steps(state, start)
             writer.say(outcome(step, config.steps, stop.signal, workdir))
-        writer.close()
-    if saved != step:
-        raise UserError(
-            f'Step {step} could not be saved; '
-            f'{workdir} goes on from step {saved} when there is room.'
-        )
     if jax.process_index() == 0:
         print(page.try_write(workdir, run.record, run.train, run.test))
 
@@ -92,14 +84,13 @@ class Training:
     stop: Stop
     preview: Preview
     evaluation: PeriodicEvaluation
-    unread: list = field(
-        default_factory=list
-    )  # (step, metrics, batch) whose numbers nobody has read
+    unread: list = field(default_factory=list)  # (step, metrics, batch), numbers still to be read
     handed_over: int = -1  # the latest step that was given to `checkpoints`
 
     def steps(self, state: TrainState, start: int) -> int:
-        """Trains from step `start` until config.steps or a stop; returns the last step, which is
-        then saved.
+        """Trains from step `start` until config.steps or a stop; returns the last step, saved.
+
+        Raises UserError where that step could not be saved.
         """
         run, config = self.run, self.run.config
         key = jax.random.key(config.seed)
@@ -128,6 +119,12 @@ class Training:
         if self.handed_over != step:  # a stop was asked for while drawing or evaluating
             self.read()
             self.save(state, step)
+        good = self.checkpoints.wait()
+        if good != step:
+            raise UserError(
+                f'Step {step} could not be saved; '
+                f'{self.workdir} goes on from step {good} when there is room.'
+            )
         return step
 
     def next_batch(self, batches: Iterator) -> dict:
@@ -199,12 +196,15 @@ class Training:
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Measures images, generated or denoised; a stop ends it early and nothing is written."""
+        values = {}
         with (
             self.writer.clock.pause(),
             enough_memory(partial(evaluation_advice, self.run.config)),
             self.stop.interrupting(),
         ):
-            self.writer.scalars(step, self.evaluation(state, step))
+            values = self.evaluation(state, step)
+        if values:
+            self.writer.scalars(step, values)
 
 
 def open_checkpoints(run: Run, workdir: str) -> Checkpoints:

@@ -1,4 +1,6 @@
-"""What test files share: eight fake devices, a cache of compiled programs, and a tiny model whose outputs mean something."""
+"""What test files share: eight fake devices, a cache of compiled programs, and a tiny model whose
+outputs mean something.
+"""
 
 import json
 import os
@@ -42,7 +44,9 @@ TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropo
 
 @pytest.fixture(scope='session')
 def tiny():
-    """Changes → a model of 32×32 images in 2×2 patches; the same tree whatever changes in how it computes."""
+    """Changes → a model of 32×32 images in 2×2 patches; the same tree whatever changes in how it
+    computes.
+    """
     return lambda **changes: JiT(**size(TINY) | dict(image_size=32, num_classes=CLASSES) | changes)
 
 
@@ -57,7 +61,9 @@ def fresh(tiny):
 
 
 def perturb(params, scale: float = 0.15):
-    """Away from the start, where gates and the last layer are zero and nothing that happens inside would show."""
+    """Away from the start, where gates and the last layer are zero and nothing that happens inside
+    would show.
+    """
 
     def move(path, leaf):
         random = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
@@ -74,7 +80,9 @@ def params(fresh):
 
 @pytest.fixture(scope='session')
 def run():
-    """(model, params, z, t, **told) → x̂ and the gradients of Σ w·x̂, w random, in params, z, t and cond."""
+    """(model, params, z, t, **told) → x̂ and the gradients of Σ w·x̂, w random, in params, z, t and
+    cond.
+    """
 
     @cache
     def program(model):
@@ -100,8 +108,8 @@ def run():
 def conditioning():
     """What models are told, by name, in batches of five rows; z and t besides.
 
-    mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with half and a label.
-    full: a 16×16 grid with 0, 64, 255, 256 and about half of its patches live.
+    mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with
+    half and a label. full: a 16×16 grid with 0, 64, 255, 256 and about half of its patches live.
     whole: a 4×8 grid and a label, all live and without flags.
     """
     random = np.random.default_rng(0)
@@ -158,36 +166,11 @@ def env(tmp_path_factory):
     return env
 
 
-@pytest.fixture
-def command(env, monkeypatch, capfd):
-    """Runs a command in this process, from a folder; returns what it printed. For what needs no fresh process.
-
-    words: `sample --num=2 …`, or those of `python train.py …`. code: the exit code it must end with.
-    """
-    from jit_jax.__main__ import main
-    from jit_jax.commands import environment
-
-    def call(cwd, *words, code=0):
-        found = 0
-        with monkeypatch.context() as patch:
-            patch.chdir(cwd)
-            patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
-            patch.setattr(environment, 'use_cpu_cores', lambda *_: None)  # JAX runs already
-            patch.setattr(environment, 'join_processes', lambda *_: None)
-            try:
-                main(['train', *words[1:]] if words[0].endswith('train.py') else list(words))
-            except SystemExit as end:
-                found = end.code
-        said = ''.join(capfd.readouterr())
-        assert found == code, said
-        return said
-
-    return call
-
-
 @pytest.fixture(scope='session')
 def short_run(env):
-    """The first command's run, shortened, in this process: its programs are compiled once for all tests."""
+    """The first command's run, shortened, in this process: its programs are compiled once for all
+    tests.
+    """
     from shell import config_of
 
     from jit_jax.recipe import build
@@ -310,5 +293,25 @@ def command(monkeypatch, capsys):
             code = end.code
         shown = capsys.readouterr()
         return code, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def in_process(command, env, monkeypatch):
+    """As `shell.run`, in this process: a folder and words, or those of `python train.py` → what was
+    said.
+
+    code: the exit code that it must end with.
+    """
+
+    def call(cwd, *words: str, code: int = 0) -> str:
+        name, *flags = words
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+            found, out, err = command('train' if name.endswith('train.py') else name, *flags)
+        assert found == code, out + err
+        return out + err
 
     return call

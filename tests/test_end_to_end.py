@@ -26,15 +26,17 @@ def test_first_command_leaves_the_promised_folder(finished):
     assert 'Starting fresh' in said and 'Done: step 12' in said
 
 
-def test_done_says_so_and_touches_nothing(finished, command):
+def test_done_says_so_and_touches_nothing(finished, in_process):
     cwd, _ = finished
     before = (cwd / 'runs/uncond/metrics.jsonl').read_bytes()
-    assert 'is done: step 12 of 12' in command(cwd, *FIRST)
+    assert 'is done: step 12 of 12' in in_process(cwd, *FIRST)
     assert (cwd / 'runs/uncond/metrics.jsonl').read_bytes() == before
 
 
 def test_stopped_killed_and_out_of_room_equals_never_stopped(finished, env, tmp_path):
-    """One run that Ctrl-C, SIGTERM, kill -9 and a disk without room end in turn, each time to go on where it was."""
+    """One run that Ctrl-C, SIGTERM, kill -9 and a disk without room end in turn, each time to go on
+    where it was.
+    """
     cwd, _ = finished
     folder, newest = tmp_path / 'runs/uncond', 0
     for kind in (signal.SIGINT, signal.SIGTERM):
@@ -67,7 +69,9 @@ def test_stopped_killed_and_out_of_room_equals_never_stopped(finished, env, tmp_
 
 
 def without_room(cwd, env):
-    """The first command where no file may grow past 40 kB: metrics fit, checkpoints of 0.1 M parameters do not."""
+    """The first command where no file may grow past 40 kB: metrics fit, checkpoints of 0.1 M
+    parameters do not.
+    """
     code = (
         'import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
         'resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); '
@@ -151,7 +155,8 @@ def test_one_device_equals_eight(finished, env, tmp_path):
         weights(cwd / 'runs/uncond', 'params'),
         weights(tmp_path / 'runs/uncond', 'params'),
     )
-    # Adam divides by the gradient's size, so rounding in a tiny gradient moves its parameter by up to a step.
+    # Adam divides by the gradient's size, so rounding in a tiny gradient moves its parameter by up
+    # to a step.
     assert np.mean([np.mean(np.abs(p - q)) for p, q in zip(x, y)]) < 1e-4
 
 
@@ -170,8 +175,8 @@ def test_one_device_equals_eight(finished, env, tmp_path):
         (['--flag_that_is_not=1'], 'flag_that_is_not'),
     ],
 )
-def test_user_errors_are_one_sentence(command, tmp_path, flags, says):
-    said = command(tmp_path, *FIRST, *flags, code=1)
+def test_user_errors_are_one_sentence(in_process, tmp_path, flags, says):
+    said = in_process(tmp_path, *FIRST, *flags, code=1)
     assert says in said and 'Traceback' not in said
     assert len([line for line in said.splitlines() if line.startswith('error: ')]) == 1
     assert not (tmp_path / 'runs').exists()
@@ -180,32 +185,32 @@ def test_user_errors_are_one_sentence(command, tmp_path, flags, says):
 @pytest.mark.parametrize(
     'config, says', [('uncond:nothing', "no preset 'nothing'"), ('missing', 'missing')]
 )
-def test_wrong_config_is_one_sentence(command, tmp_path, config, says):
-    said = command(tmp_path, 'train', f'--config={config}', code=1)
+def test_wrong_config_is_one_sentence(in_process, tmp_path, config, says):
+    said = in_process(tmp_path, 'train', f'--config={config}', code=1)
     assert says in said and 'Traceback' not in said
 
 
-def test_another_architecture_is_refused_before_anything_is_written(finished, command):
+def test_another_architecture_is_refused_before_anything_is_written(finished, in_process):
     cwd, _ = finished
     other = f'--config.model.variant={TINY.replace("depth=2", "depth=3")}'
     new = ('--workdir=runs/other', '--config.init_from=runs/uncond')
-    said = command(cwd, *FIRST, other, *new, code=1)
+    said = in_process(cwd, *FIRST, other, *new, code=1)
     assert 'depth' in said and not (cwd / 'runs/other/config.json').exists()
     before = sorted(os.listdir(cwd / 'runs/uncond/checkpoints'))
-    assert 'depth' in command(cwd, *FIRST, other, '--config.steps=14', code=1)
+    assert 'depth' in in_process(cwd, *FIRST, other, '--config.steps=14', code=1)
     assert sorted(os.listdir(cwd / 'runs/uncond/checkpoints')) == before
 
 
 def test_a_run_of_days_starts_with_yes_alone_and_a_second_one_on_its_folder_is_refused(
-    env, command, tmp_path
+    env, in_process, tmp_path
 ):
     endless = '--config.steps=10000000000'
-    said = command(tmp_path, *FIRST, endless, code=1)
+    said = in_process(tmp_path, *FIRST, endless, code=1)
     assert 'On this CPU' in said and '--yes' in said and 'Traceback' not in said
     assert not (tmp_path / 'runs').exists(), 'it is asked before anything is written'
     first = start(tmp_path, env, endless, '--yes')
     assert 'Starting fresh' in first.stdout.readline()
-    said = command(tmp_path, *FIRST, code=1)
+    said = in_process(tmp_path, *FIRST, code=1)
     assert 'in use by another run' in said and 'Traceback' not in said
     first.kill()
     first.communicate()
@@ -213,7 +218,9 @@ def test_a_run_of_days_starts_with_yes_alone_and_a_second_one_on_its_folder_is_r
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(finished, env, tmp_path):
-    """kill -9 at random moments of step, save and pruning; every start goes on from the newest complete step."""
+    """kill -9 at random moments of step, save and pruning; every start goes on from the newest
+    complete step.
+    """
     cwd, _ = finished
     random = np.random.default_rng(0)
     flags = [
@@ -264,7 +271,7 @@ def glyphs(tmp_path):
 FOLDER = ['--config.batch_size=4', '--config.model.image_size=32', '--config.optimizer.warmup=2']
 
 
-def test_a_folder_of_images_trains_and_samples_by_class_name(env, command, tmp_path, glyphs):
+def test_a_folder_of_images_trains_and_samples_by_class_name(env, in_process, tmp_path, glyphs):
     labelled = [
         '--config.condition.kind=class',
         '--config.model.num_classes=50',
@@ -312,15 +319,17 @@ def test_a_folder_of_images_trains_and_samples_by_class_name(env, command, tmp_p
     a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
     assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
     nobody = ['sample', '--workdir=runs/uncond-folder', '--label=nobody']
-    assert "'nobody' is not a class of this run" in command(tmp_path, *nobody, code=1)
+    assert "'nobody' is not a class of this run" in in_process(tmp_path, *nobody, code=1)
     folder = [f'--config.data.path={glyphs}', *SHORT, *FOLDER, *labelled, '--config.batch_size=8']
     few = [*folder, '--config.model.num_classes=1']
-    few = command(tmp_path, 'train', '--config=uncond:folder', *few, code=1)
+    few = in_process(tmp_path, 'train', '--config=uncond:folder', *few, code=1)
     assert 'config.model.num_classes' in few
 
 
 def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path, glyphs):
-    """Somebody with two folders and the README: its commands as they stand there, but for a smaller model and fewer steps."""
+    """Somebody with two folders and the README: its commands as they stand there, but for a smaller
+    model and fewer steps.
+    """
     for side in ('target', 'cond'):
         (tmp_path / 'pairs' / side).mkdir(parents=True)
     for i, path in enumerate(sorted(glyphs.rglob('*.png'))[:24]):

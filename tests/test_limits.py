@@ -39,7 +39,9 @@ def test_out_of_memory_says_what_to_change():
 
 
 def test_advice_is_what_the_run_accepts():
-    """Every flag that is named passes the checks of a start, and there is none that changes nothing."""
+    """Every flag that is named passes the checks of a start, and there is none that changes
+    nothing.
+    """
     for batch, accumulate, remat, mesh in (
         (8, 1, 'none', (8, 1, 1)),
         (24, 2, 'dots', (2, 1, 1)),

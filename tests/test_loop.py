@@ -1,4 +1,6 @@
-"""A run from top to bottom, in this process: what comes after a step, stops, and what goes wrong on the way."""
+"""A run from top to bottom, in this process: what comes after a step, stops, and what goes wrong on
+the way.
+"""
 
 import errno
 import os
@@ -38,7 +40,9 @@ def straight(short_run, tmp_path_factory):
 
 @pytest.fixture
 def events(monkeypatch):
-    """What the loop does after steps, in order: ('save', 4), ('draw', 6) …; nothing is drawn or measured."""
+    """What the loop does after steps, in order: ('save', 4), ('draw', 6) …; nothing is drawn or
+    measured.
+    """
     done = []
     save = Checkpoints.save
 
@@ -86,7 +90,9 @@ def kill(*signals):
 def test_a_stop_saves_and_skips_what_can_wait(
     short_run, straight, events, monkeypatch, tmp_path, capsys, during
 ):
-    """SIGTERM comes with seconds of grace. What is under way ends at once, and going on equals never having stopped."""
+    """SIGTERM comes with seconds of grace. What is under way ends at once, and going on equals
+    never having stopped.
+    """
     save = Checkpoints.save
 
     def interrupted(*_):
@@ -179,7 +185,9 @@ def test_out_of_memory_while_drawing_loses_no_step(short_run, monkeypatch, tmp_p
 
 
 def test_a_run_that_cannot_save_its_first_checkpoint_stops(short_run, monkeypatch, tmp_path):
-    """And once it has one, storage that fails holds nothing up, but the end of the run does not call it done."""
+    """And once it has one, storage that fails holds nothing up, but the end of the run does not
+    call it done.
+    """
 
     def full(*_):
         raise OSError(errno.ENOSPC, 'full')

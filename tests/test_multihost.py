@@ -1,4 +1,6 @@
-"""Two real processes on one machine: the same run as one process, stopped together, resumed by any number."""
+"""Two real processes on one machine: the same run as one process, stopped together, resumed by any
+number.
+"""
 
 import re
 import shutil
@@ -27,7 +29,9 @@ def assert_close(a, b):
 
 
 def stop(processes):
-    """Sends SIGTERM to both after the first line of metrics; what the first one says, and the step it stopped at."""
+    """Sends SIGTERM to both after the first line of metrics; what the first one says, and the step
+    it stopped at.
+    """
     said = ''
     for line in processes[0].stdout:
         said += line
@@ -41,7 +45,9 @@ def stop(processes):
 
 
 def test_stopped_at_one_step_and_resumed_by_any_number_equals_one(finished, env, tmp_path):
-    """Two processes that SIGTERM stops, then one that it stops, then two: the same run as one that was never stopped."""
+    """Two processes that SIGTERM stops, then one that it stops, then two: the same run as one that
+    was never stopped.
+    """
     reference, _ = finished
     said, step = stop(train_two(tmp_path, env))
     assert re.search('2 processes agree: parameters [0-9a-f]{8}. Starting fresh', said)
@@ -59,12 +65,13 @@ def test_processes_with_different_flags_are_refused(env, tmp_path):
         p.communicate(timeout=300)[0]
         for p in train_two(tmp_path, env, each=('--config.seed=1', '--config.seed=2'))
     ]
-    assert all(
-        'error: The 2 processes of this run differ in their config; start each with the same command'
-        in s
-        for s in said
-    ), said
+    for one in said:
+        assert 'error: The 2 processes of this run differ in their config; start each with' in one
     assert not (tmp_path / 'runs/uncond/config.json').exists()
+
+
+def numbers(said):
+    return dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
 
 
 def test_sampling_and_evaluation_use_both(finished, env, tmp_path):
@@ -88,7 +95,6 @@ def test_sampling_and_evaluation_use_both(finished, env, tmp_path):
         '--steps=3',
         '--metrics=classifier,denoising',
     ]
-    numbers = lambda said: dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
     both = numbers(end(start_two(evaluate, tmp_path, env))[0])
     shutil.rmtree(tmp_path / 'run/evaluation')
     alone = numbers(run(evaluate, env, tmp_path))

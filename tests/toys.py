@@ -1,4 +1,6 @@
-"""Small states and runs, and damage to them: what the tests of checkpoints, weights and locks share."""
+"""Small states and runs, and damage to them: what the tests of checkpoints, weights and locks
+share.
+"""
 
 import os
 import pathlib
@@ -20,15 +22,20 @@ NO_CACHE = {
 
 
 def toy(step: int, *, size: int = 24) -> TrainState:
-    """A state whose every array says which step it is from; its optimiser has counters, masks and empty states."""
+    """A state whose every array says which step it is from; its optimiser has counters, masks and
+    empty states.
+    """
     rng = np.random.default_rng(step)
-    tree = lambda: {
-        'final': {
-            'kernel': jnp.asarray(rng.normal(size=(size, 8)), jnp.float32),
-            'bias': jnp.full(8, step, jnp.float32),
-        },
-        'blocks': {'w': jnp.asarray(rng.normal(size=(2, 8, 16)), jnp.float32)},
-    }
+
+    def tree():
+        return {
+            'final': {
+                'kernel': jnp.asarray(rng.normal(size=(size, 8)), jnp.float32),
+                'bias': jnp.full(8, step, jnp.float32),
+            },
+            'blocks': {'w': jnp.asarray(rng.normal(size=(2, 8, 16)), jnp.float32)},
+        }
+
     params, mask = tree(), {'final': {'kernel': True, 'bias': False}, 'blocks': {'w': True}}
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-3, mask=mask, mu_dtype=jnp.bfloat16)

@@ -11,6 +11,7 @@ The same command goes on where a stopped run was. On several hosts, run it on ea
 
 import argparse
 import os
+import sys
 
 from jit_jax import loop
 from jit_jax.commands import command_line, environment
@@ -46,7 +47,15 @@ def main(args: argparse.Namespace) -> None:
     compute = args.config.compute
     compiler.configure(deterministic=compute.deterministic, cache=compute.cache)
     environment.join_processes(args)
-    loop.train(build.run(args.config), workdir, yes=args.yes)
+    run = build.run(args.config)
+    try:
+        loop.train(run, workdir, yes=args.yes)
+    except (
+        KeyboardInterrupt
+    ):  # the second Ctrl-C: whatever still writes is left as a kill leaves it
+        print(f'Stopped at once; the same command goes on from the newest checkpoint of {workdir}.')
+        sys.stdout.flush()
+        os._exit(130)
 
 
 def presets() -> str:

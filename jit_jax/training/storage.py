@@ -24,7 +24,8 @@ def steps(root: epath.Path) -> list[int]:
 
 
 def staging(root: epath.Path, step: int) -> epath.Path:
-    """Where a step is written: beside its place, or in it on an object store, which cannot rename."""
+    """Where a step is written: beside its place, or in it on an object store, which cannot rename.
+    """
     return root / (str(step) if remote(root) else f'{step}{PARTIAL}')
 
 

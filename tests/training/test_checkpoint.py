@@ -34,7 +34,9 @@ def test_roundtrip_is_bit_exact(workdir):
 
 
 def test_a_checkpoint_of_an_older_version_restores(workdir):
-    """It has one more item, `data`, which nobody reads; its manifest holds that to what was saved as well."""
+    """It has one more item, `data`, which nobody reads; its manifest holds that to what was saved
+    as well.
+    """
     step = checkpoint.epath.Path(workdir) / 'checkpoints/2'
     (step / 'data').mkdir()
     (step / 'data/metadata').write_text('{"seed": 3, "batch_size": 4}')
@@ -101,7 +103,9 @@ def test_what_does_not_fit_is_listed(workdir):
 
 
 def test_training_on_while_a_save_is_under_way(tmp_path, monkeypatch):
-    """A save returns before anything is hashed, and what is written is the state of then, though its memory is reused."""
+    """A save returns before anything is hashed, and what is written is the state of then, though
+    its memory is reused.
+    """
     checkpoints = run_with(tmp_path, 1, keep_last=1)
     gate, seal = threading.Event(), manifest.seal
     monkeypatch.setattr(manifest, 'seal', lambda *args: gate.wait(60) and seal(*args))
@@ -133,8 +137,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 workdir, port, i = sys.argv[1], sys.argv[2], int(sys.argv[3])
 jax.distributed.initialize(f'127.0.0.1:{port}', 2, i)
 mesh = jax.make_mesh((4,), ('a',), axis_types=(AxisType.Auto,))
-split = lambda spec: jax.tree.map(lambda x: NamedSharding(mesh, spec if x.shape == (24, 8) else P()), toy(0))
-make = lambda step: jax.jit(lambda: toy_like(step), out_shardings=split(P('a')))()
+
+def split(spec):
+    return jax.tree.map(
+        lambda x: NamedSharding(mesh, spec if x.shape == (24, 8) else P()), toy(0)
+    )
+
+def make(step):
+    return jax.jit(lambda: toy_like(step), out_shardings=split(P('a')))()
 
 def held(workdir):
     with lock.lock(workdir):
@@ -155,7 +165,9 @@ with lock.lock(workdir):
         shutil.copytree(f'{workdir}/checkpoints/2', f'{workdir}/checkpoints/7')
     multihost_utils.sync_global_devices('damaged')
     assert c.newest() == 2, c.newest()
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), toy(0), split(P(None, 'a')))
+    target = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), toy(0), split(P(None, 'a'))
+    )
     got = multihost_utils.process_allgather(c.restore(2, target), tiled=True)
     assert same(jax.tree.map(jnp.asarray, got), toy(2))
 
@@ -305,16 +317,17 @@ FAULTS = {
 }
 
 
+def files(folder):
+    return sorted(file.relative_to(folder) for file in folder.rglob('*'))
+
+
 @pytest.mark.parametrize('fault', FAULTS)
 def test_damage_is_named_and_set_aside(workdir, caplog, fault):
     damage, sentence = FAULTS[fault]
     damage(workdir / 'checkpoints/2')
     with pytest.raises(ValueError, match='cannot be restored: '):
         Checkpoints(workdir, keep_last=2).restore(2, like(toy(2)))
-    files = lambda name: sorted(
-        file.relative_to(workdir / name) for file in (workdir / name).rglob('*')
-    )
-    before = files('checkpoints/2')
+    before = files(workdir / 'checkpoints/2')
     checkpoints = Checkpoints(workdir, keep_last=2)
     assert checkpoints.newest() == 1
     assert same(checkpoints.restore(1, like(toy(1))), toy(1))
@@ -324,7 +337,7 @@ def test_damage_is_named_and_set_aside(workdir, caplog, fault):
         and 'checkpoints/2 is damaged' in caplog.text
     )
     assert listing(workdir) == ['1', 'damaged-2']
-    assert files('checkpoints/damaged-2') == before
+    assert files(workdir / 'checkpoints/damaged-2') == before
 
 
 def test_damage_again_and_again(workdir, caplog):
@@ -351,7 +364,9 @@ def test_a_fresh_start_after_total_damage_is_refused(workdir, caplog):
 
 
 def test_steps_whose_manifests_are_gone_had_been_complete(workdir):
-    """A step gets its name after its manifest is written; so somebody has lost it, and a fresh start would lose more."""
+    """A step gets its name after its manifest is written; so somebody has lost it, and a fresh
+    start would lose more.
+    """
     for step in '12':
         (workdir / f'checkpoints/{step}/manifest.json').unlink()
     for _ in range(2):
@@ -393,10 +408,8 @@ def test_a_full_disk_is_one_line(workdir, monkeypatch, caplog):
         checkpoints.save(toy(3), config=CONFIG)
         assert checkpoints.wait() == 2
     assert len(caplog.records) == 1
-    assert (
-        'Checkpoint 3 was not saved: it takes 0.0 MB and 0.0 MB are free. Training goes on; checkpoint 2'
-        in caplog.text
-    )
+    said = 'Checkpoint 3 was not saved: it takes 0.0 MB and 0.0 MB are free. '
+    assert said + 'Training goes on; checkpoint 2' in caplog.text
     assert listing(workdir) == ['1', '2']
     checkpoints.save(toy(3), config=CONFIG)
     assert checkpoints.wait() == 3 and listing(workdir) == ['3']
@@ -449,7 +462,8 @@ assert save(2) == 1
 limit(resource.RLIM_INFINITY)
 assert save(3) == 3
 until = time.time() + 60
-while listing(sys.argv[1]) != ['3'] and time.time() < until:  # Orbax's threads may still be writing what failed
+# Orbax's threads may still be writing what failed.
+while listing(sys.argv[1]) != ['3'] and time.time() < until:
     c.newest()
 assert listing(sys.argv[1]) == ['3']
 os.chmod(f'{sys.argv[1]}/checkpoints', 0o555)
@@ -477,10 +491,8 @@ except UserError as error:
         'Checkpoint 2 was not saved: File too large. Training goes on; checkpoint 1 is still good.'
         in said
     )
-    assert (
-        'Checkpoint 4 was not saved: Permission denied. Training goes on; checkpoint 3 is still good.'
-        in said
-    )
+    assert 'Checkpoint 4 was not saved: Permission denied. Training goes on; ' in said
+    assert 'checkpoint 3 is still good.' in said
     assert (
         'UserError' in said
         and 'cannot be written (Permission denied); choose another --workdir.' in said

@@ -21,12 +21,18 @@ def half_removed(self):
     os.unlink(self / 'manifest.json')
     die()
 
+def die_showing(self, to):
+    die() if self.suffix == '.partial' else rename(self, to)
+
+def die_pruning(self, to):
+    die() if self.name.isdecimal() else rename(self, to)
+
 WORST = {  # what is broken so that it kills
     'writing': (checkpoint.ocp.AsyncCheckpointer, 'close', die),
     'sealing': (manifest, 'seal', die),
     'hashing': (manifest, '_sha256', die),
-    'showing': (path, 'rename', lambda self, to: die() if self.suffix == '.partial' else rename(self, to)),
-    'pruning': (path, 'rename', lambda self, to: die() if self.name.isdecimal() else rename(self, to)),
+    'showing': (path, 'rename', die_showing),
+    'pruning': (path, 'rename', die_pruning),
     'removing': (path, 'rmtree', half_removed),
 }
 
@@ -47,7 +53,7 @@ def at_worst(workdir, place, name, broken):
     c.wait()
 
 def goes_on(workdir, out):
-    'Goes on from the newest step, which must be whole; says what it finds and each step that it has saved.'
+    'Goes on from the newest step, which must be whole; says what it finds and what it saves.'
     c = Checkpoints(workdir, keep_last=1)
     step = c.newest() or 0
     assert not step or same(c.restore(step, like(toy(step))), toy(step))
@@ -85,7 +91,9 @@ assert saved
 
 @pytest.mark.parametrize('kills', [4, pytest.param(25, marks=pytest.mark.slow)])
 def test_kills(toy_run, tmp_path, kills):
-    """At the worst moments and at random ones; each start finds the last step that was saved, or a newer one, whole."""
+    """At the worst moments and at random ones; each start finds the last step that was saved, or a
+    newer one, whole.
+    """
     python(KILLS, toy_run, tmp_path, kills, **NO_CACHE)
     for moment in ('writing', 'sealing', 'hashing', 'showing', 'pruning', 'removing'):
         checkpoints = Checkpoints(tmp_path / moment, keep_last=1)

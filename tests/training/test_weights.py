@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -100,15 +98,10 @@ def test_write_weights_is_all_or_nothing(tmp_path, monkeypatch):
         write_weights(tmp_path / 'run', CONFIG, tree, {})
 
 
-def test_the_export_command(workdir, tmp_path):
-    command = [sys.executable, '-m', 'jit_jax', 'export', f'--out={tmp_path}/x.safetensors']
-    start = lambda *more: subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    runs = [start(f'--workdir={workdir}'), start(f'--workdir={workdir}x')]
-    said = [run.communicate() for run in runs]
-    assert [run.returncode for run in runs] == [0, 1], said
-    assert said[0][0].startswith('Wrote ema1 of') and (tmp_path / 'x.safetensors').exists()
-    assert 'does not exist' in said[1][1] and [error.count('\n') for _, error in said] == [0, 1], (
-        said
-    )
+def test_the_export_command(workdir, tmp_path, command):
+    out = f'--out={tmp_path}/x.safetensors'
+    code, said, _ = command('export', f'--workdir={workdir}', out)
+    assert code == 0 and said.startswith('Wrote ema1 of')
+    assert (tmp_path / 'x.safetensors').exists()
+    code, _, said = command('export', f'--workdir={workdir}x', out)
+    assert code == 1 and 'does not exist' in said and said.count('\n') == 1
