@@ -24,8 +24,7 @@ def steps(root: epath.Path) -> list[int]:
 
 
 def staging(root: epath.Path, step: int) -> epath.Path:
-    """Where a step is written: beside its place, or in it on an object store, which cannot rename.
-    """
+    """Where a step is written: beside its place, or in it on an object store without renames."""
     return root / (str(step) if remote(root) else f'{step}{PARTIAL}')
 
 

@@ -70,8 +70,7 @@ def _read_step(path: epath.Path, which: str | None) -> tuple[dict, dict, int]:
 
 
 def _newest_intact(path: epath.Path, which: str | None) -> tuple[epath.Path, str, dict]:
-    """The newest step at `path` in which these weights are intact → (folder, their name, manifest).
-    """
+    """The newest step at `path` with these weights intact → (folder, their name, manifest)."""
     problem = ''
     for folder in _candidates(path):
         try:
