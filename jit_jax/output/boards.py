@@ -34,6 +34,7 @@ class Board:
         self.lines = queue.Queue(ROOM)
         self.sink = None
         self.next_try = 0.0
+        self.is_slow = False
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
@@ -42,7 +43,7 @@ class Board:
         try:
             self.lines.put_nowait(line)
         except queue.Full:
-            self.trouble.came('it is too slow')
+            self._say_slow()
 
     def close(self) -> None:
         """Writes what waits, for PATIENCE seconds at most."""
@@ -53,7 +54,13 @@ class Board:
             pass
         self.thread.join(max(deadline - time.monotonic(), 0))
         if self.thread.is_alive():
-            self.trouble.came('it is too slow')
+            self._say_slow()
+
+    def _say_slow(self) -> None:
+        """Once in a run: a slow board takes a line now and then, and would be said at each."""
+        if not self.is_slow:
+            self.is_slow = True
+            self.trouble.say(f'{self.name} is too slow for this run; lines are left out of it.')
 
     def _work(self) -> None:
         self._attempt(None)
@@ -62,11 +69,12 @@ class Board:
             if line is None:
                 break
             self._attempt(line)
-        self._close_sink(self.trouble.came)
+        self._close_sink()
 
     def _attempt(self, line: Line | None) -> None:
-        """Opens the sink where need be, after a failure not before RETRY_SECONDS, and writes a
-        line.
+        """Writes a line, into a sink that is opened where need be.
+
+        After a failure that is not tried before RETRY_SECONDS have passed.
         """
         if self.sink is None and time.monotonic() < self.next_try:
             return
@@ -78,18 +86,18 @@ class Board:
         except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
             self.trouble.came(error)
             self.next_try = time.monotonic() + RETRY_SECONDS
-            self._close_sink(self.trouble.came)
+            self._close_sink()
         else:
             self.trouble.went()
 
-    def _close_sink(self, on_error: Callable[[Exception], None]) -> None:
+    def _close_sink(self) -> None:
         sink, self.sink = self.sink, None
         if sink is None:
             return
         try:
             sink.close()
         except Exception as error:  # noqa: BLE001 - as above
-            on_error(error)
+            self.trouble.came(error)
 
 
 def open_boards(
@@ -99,21 +107,27 @@ def open_boards(
 
     Raises UserError where that is not installed.
     """
-    fresh = [start]
+    project = config['wandb']['project'] if config else ''
+    if project and importlib.util.find_spec('wandb') is None:
+        raise UserError(
+            'config.wandb.project needs Weights & Biases: pip install wandb, or leave it empty.'
+        )
+    openers = {'TensorBoard': event_files(os.path.join(workdir, 'tensorboard'), start, config)}
+    if project:
+        openers['Weights & Biases'] = partial(WeightsAndBiases, workdir, config)
+    return [Board(name, opener, Trouble(name, say)) for name, opener in openers.items()]
 
-    def tensorboard() -> TensorBoard:
-        folder = os.path.join(workdir, 'tensorboard')
-        first = fresh[0] if fresh else None
-        sink = TensorBoard(folder, first, config if fresh else None)
-        fresh.clear()  # a file that is opened again goes on after the first one
-        return sink
 
-    boards = [Board('TensorBoard', tensorboard, Trouble('TensorBoard', say))]
-    if config and config['wandb']['project']:
-        if importlib.util.find_spec('wandb') is None:
-            raise UserError(
-                'config.wandb.project needs Weights & Biases: pip install wandb, or leave it empty.'
-            )
-        name = 'Weights & Biases'
-        boards.append(Board(name, partial(WeightsAndBiases, workdir, config), Trouble(name, say)))
-    return boards
+def event_files(folder: str, start: int, config: dict | None) -> Callable[[], TensorBoard]:
+    """Opens a file each time; the first says where the run begins and its config, others go on."""
+    is_first = True
+
+    def open_next() -> TensorBoard:
+        nonlocal is_first
+        if not is_first:
+            return TensorBoard(folder, None, None)
+        opened = TensorBoard(folder, start, config)
+        is_first = False
+        return opened
+
+    return open_next

@@ -100,7 +100,7 @@ def test_a_board_that_hangs_holds_nobody_up(said, monkeypatch):
     assert time.monotonic() - began < 5
     board.close()
     assert time.monotonic() - began < 5
-    assert said == ['TensorBoard cannot be written (it is too slow); the run goes on without.']
+    assert said == ['TensorBoard is too slow for this run; lines are left out of it.']
     released.set()
 
 
@@ -112,3 +112,27 @@ def test_an_end_that_fails_is_said(said):
     disk.room = False
     board.close()
     assert said == [FULL]
+
+
+def test_a_slow_board_is_said_once(said, monkeypatch):
+    """It is full again and again, and takes a line in between."""
+    monkeypatch.setattr(boards, 'ROOM', 2)
+    takes_one = threading.Semaphore(0)
+
+    class Slow(Disk):
+        def write(self, line):
+            takes_one.acquire(timeout=10)
+            super().write(line)
+
+    disk = Slow()
+    board = open_board(disk, said)
+    for count in range(4):
+        until(lambda count=count: len(disk.lines) == count)
+        for _ in range(5):
+            board.put(a_line(count))
+        takes_one.release()
+    for _ in range(3):
+        takes_one.release()
+    board.close()
+    assert disk.lines == sorted(disk.lines) and len(disk.lines) >= 6
+    assert said == ['TensorBoard is too slow for this run; lines are left out of it.']
