@@ -1,5 +1,6 @@
 """One step: what it draws, what it computes on any mesh, and what it sums in float32."""
 
+import contextlib
 import math
 import re
 from functools import cache
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import TINY
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cond
 from jit_jax.diffusion import conditions
@@ -297,7 +299,17 @@ def test_every_mesh_starts_from_the_same_weights(runs, fresh):
 
 # Gradients of a bfloat16 model
 
-SEQUENCES = (256, 512)  # slots of targets alone, and with holes to fill in
+ROWS = 56  # of a batch: 7 divides what has rows, and no dimension of a parameter
+
+
+@contextlib.contextmanager
+def without_cache():
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # JAX asks for the setting once
+    yield
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def reductions(shape, scan, folder):
@@ -307,16 +319,12 @@ def reductions(shape, scan, folder):
     units, would call them all float32.
     """
     config = tiny_config(shape)
-    config.compute.dtype, config.compute.scan = 'bfloat16', scan
+    config.compute.dtype, config.compute.scan, config.batch_size = 'bfloat16', scan, ROWS
     run = make_programs(config)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in BATCH.items()}
+    batch = {n: jax.ShapeDtypeStruct((ROWS, *x.shape[1:]), x.dtype) for n, x in BATCH.items()}
     lowered = run.step.lower(run.like, batch, KEY)
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)  # or nothing would be written
-    try:
+    with without_cache():  # or nothing would be compiled, nor written
         lowered.compile({'xla_dump_to': str(folder), 'xla_dump_hlo_pass_re': 'spmd-partitioning'})
-    finally:
-        jax.config.update('jax_enable_compilation_cache', cached)
     (partitioned,) = folder.glob('*after_spmd-partitioning*.txt')
     results = re.findall(
         r' = (.+?) (?:all-reduce|reduce-scatter)(?:-start)?\(', partitioned.read_text()
@@ -333,8 +341,19 @@ def test_gradients_are_summed_over_devices_in_float32(shape, scan, tmp_path):
     """Only activations that heads and hidden widths share (tensor) may be summed in bfloat16."""
     found = reductions(shape, scan, tmp_path)
     assert sum(dtype == 'f32' and 32 in dims for dtype, dims in found) > 10  # of kernels
-    rows = 8 // (shape[0] * shape[1])
     for dtype, dims in found:
-        flat, apart = [(rows * S,) for S in SEQUENCES], [(rows, S) for S in SEQUENCES]
-        activation = dims[:1] in flat or dims[:2] in apart
+        activation = any(n % 7 == 0 for n in dims)
         assert dtype == 'f32' or (shape[2] > 1 and activation), (dtype, dims)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_gradients_and_their_sum_over_parts_are_float32(accumulate):
+    config = tiny_config((1, 1, 1))
+    config.compute.dtype, config.accumulate = 'bfloat16', accumulate
+    run = make_programs(config)
+
+    def whole(params, batch, key):
+        return step.loss_and_gradients(params, step.draw(batch, key, run.recipe), key, run.recipe)
+
+    results = jax.eval_shape(whole, run.like.params, BATCH, KEY)  # a sum has its parts' dtype
+    assert {x.dtype for x in jax.tree.leaves(results)} == {jnp.dtype('float32')}
