@@ -25,9 +25,10 @@ from jit_jax.model.layers import (
     row_major,
     swiglu,
     time_features,
+    xavier,
 )
 from jit_jax.model.sequence import COND, GRID, Slots
-from jit_jax.model.sharding import by_rows
+from jit_jax.model.sharding import by_rows, split_by_tensor
 from jit_jax.model.sizes import hidden_width
 
 # What a block can keep for its backward pass, by name. In the order of the block, with the bytes of
@@ -82,23 +83,46 @@ class Block(nn.Module):
         q = checkpoint_name(q.astype(self.dtype), ROTATED)
         k = checkpoint_name(k.astype(self.dtype), ROTATED)
         h = attention.attend(q, k, v, layout).reshape(B, S, D)
-        h = Linear((D,), dtype=self.dtype, name='proj')(h)
-        h = checkpoint_name(h, PRODUCT)
-        x = checkpoint_name(row_major(add_gated(x, gate1, drop(h))), STREAM)
+        h = GatedLinear(D, self.dtype, name='proj')(h, gate1)
+        x = checkpoint_name(row_major(add(x, drop(h))), STREAM)
 
         h = RMSNorm(name='norm2')(x, shift2, scale2)
         h = checkpoint_name(h.astype(self.dtype), NORMED)
         h = Linear((2, hidden_width(D)), dtype=self.dtype, name='w12')(h)
         h = swiglu(checkpoint_name(h, PRODUCT))
         h = checkpoint_name(drop(h).astype(self.dtype), HIDDEN)
-        h = Linear((D,), dtype=self.dtype, name='w3')(h)
-        h = checkpoint_name(h, PRODUCT)
-        return add_gated(x, gate2, h)
+        return add(x, GatedLinear(D, self.dtype, name='w3')(h, gate2))
 
 
-def add_gated(x, gate, h) -> jax.Array:
-    """x + gate·h in float32, in x's dtype. x, h [B, S, D]; gate [B or 1, D]."""
-    return (x.astype(jnp.float32) + gate[:, None] * h.astype(jnp.float32)).astype(x.dtype)
+class GatedLinear(nn.Module):
+    """The end of a branch: x [B, S, F], gate [B or 1, D] → gate·(x·kernel + bias), float32."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, gate):
+        bias = self.param('bias', initializers.zeros, (self.width,))
+        kernel = self.param('kernel', xavier, (x.shape[-1], self.width))
+        h = product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], self.width)
+        h = checkpoint_name(h, PRODUCT).astype(jnp.float32)
+        # The bias times the gate first: its gradient then needs the same sum over the slots as the
+        # gate's, not one of its own over all rows.
+        return gate[:, None] * h + (gate * bias)[:, None]
+
+
+def add(x, h) -> jax.Array:
+    """The residual stream x and a float32 branch h, added in float32, in x's dtype."""
+    return (x.astype(jnp.float32) + h).astype(x.dtype)
+
+
+def modulation_of(c, kernel, bias) -> jax.Array:
+    """What time and label say to one block: c [B or 1, D] → [B or 1, 6, D] in c's dtype."""
+    width = kernel.shape[0]
+    if not split_by_tensor():  # as in `Linear`
+        kernel = kernel.reshape(width, -1)
+    h = checkpoint_name(product(c, kernel), PRODUCT).reshape(-1, 6, width)
+    return (h.astype(jnp.float32) + bias).astype(c.dtype)
 
 
 class JiT(nn.Module):
@@ -310,9 +334,7 @@ class JiT(nn.Module):
         """All blocks on x [B, S, D]; S grows where class tokens enter and have no padding to
         take.
         """
-        # Once for all blocks: [L, B or 1, 6, D].
-        modulation = jax.vmap(product, (None, 0))(c, self.modulation_kernel)
-        modulation = modulation + self.modulation_bias[:, None]
+        parameters = (self.blocks, self.modulation_kernel, self.modulation_bias)
         for start, stop, dropout in self._runs(class_tokens is not None, train=train):
             if start == self.class_start and self.dtype != jnp.float32:
                 # As in the official code under autocast, where class tokens are float32.
@@ -322,8 +344,8 @@ class JiT(nn.Module):
             entered = 0
             if start >= self.class_start and class_tokens is not None:
                 entered = self.class_tokens
-            layers = jax.tree.map(lambda p: p[start:stop], (self.blocks, modulation))  # noqa: B023
-            x = self._run(x, layers, stop - start, dropout, slots, entered)
+            layers = jax.tree.map(lambda p: p[start:stop], parameters)  # noqa: B023 used at once
+            x = self._run(x, c, layers, stop - start, dropout, slots, entered)
         return x
 
     def _runs(self, labelled: bool, *, train: bool) -> list[tuple[int, int, float]]:
@@ -345,7 +367,7 @@ class JiT(nn.Module):
             runs.append((start, stop, dropout if inside else 0.0))
         return runs
 
-    def _run(self, x, layers, depth: int, dropout: float, slots: Slots, class_tokens: int):
+    def _run(self, x, c, layers, depth: int, dropout: float, slots: Slots, class_tokens: int):
         """`depth` blocks that run over the same slots, scanned or one by one."""
         B, S, _ = x.shape
         backend = attention.choose(self.attention, self.dtype, (B, S, self.heads, self.head_width))
@@ -355,8 +377,9 @@ class JiT(nn.Module):
         keys = jax.random.split(self.make_rng('dropout'), depth) if dropout else None
 
         def run_block(x, layer):
-            params, modulation, key = layer
+            params, kernel, bias, key = layer
             rngs = {'dropout': key} if dropout else None
+            modulation = modulation_of(c, kernel, bias)
             return block.apply({'params': params}, x, modulation, layout, rngs=rngs)
 
         # Without a scan, XLA merges what is computed again with what was computed before, unless
