@@ -73,6 +73,9 @@ class Block(nn.Module):
         B, S, D = x.shape
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, i] for i in range(6))
+        F = hidden_width(D)
+        # GPUs multiply 16-bit matrices in eights: XLA would pad every slot, not the weights.
+        padding = -F % 8 if self.dtype == jnp.bfloat16 else 0
 
         h = RMSNorm(name='norm1')(x, shift1, scale1)
         h = checkpoint_name(h.astype(self.dtype), NORMED)
@@ -88,22 +91,27 @@ class Block(nn.Module):
 
         h = RMSNorm(name='norm2')(x, shift2, scale2)
         h = checkpoint_name(h.astype(self.dtype), NORMED)
-        h = Linear((2, hidden_width(D)), dtype=self.dtype, name='w12')(h)
+        h = Linear((2, F), padding=padding, dtype=self.dtype, name='w12')(h)
         h = swiglu(checkpoint_name(h, PRODUCT))
         h = checkpoint_name(drop(h).astype(self.dtype), HIDDEN)
-        return add(x, GatedLinear(D, self.dtype, name='w3')(h, gate2))
+        return add(x, GatedLinear(D, self.dtype, padding=padding, name='w3')(h, gate2))
 
 
 class GatedLinear(nn.Module):
-    """The end of a branch: x [B, S, F], gate [B or 1, D] → gate·(x·kernel + bias), float32."""
+    """The end of a branch: x [B, S, F], gate [B or 1, D] → gate·(x·kernel + bias), float32.
+
+    padding: of the F inputs, how many at the end are padding.
+    """
 
     width: int
     dtype: jnp.dtype
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x, gate):
         bias = self.param('bias', initializers.zeros, (self.width,))
-        kernel = self.param('kernel', xavier, (x.shape[-1], self.width))
+        kernel = self.param('kernel', xavier, (x.shape[-1] - self.padding, self.width))
+        kernel = jnp.pad(kernel, ((0, self.padding), (0, 0)))
         h = product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], self.width)
         h = checkpoint_name(h, PRODUCT).astype(jnp.float32)
         # The bias times the gate first: its gradient then needs the same sum over the slots as the

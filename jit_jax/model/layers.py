@@ -51,27 +51,37 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nn.Module):
-    """x [..., D] → [..., *features] in `dtype`, with a fused kernel [D, *features]."""
+    """x [..., D] → [..., *features] in `dtype`, with a fused kernel [D, *features].
+
+    padding: zeros appended to the last axis of the output.
+    """
 
     features: tuple[int, ...]
     kernel_init: initializers.Initializer = xavier
     use_bias: bool = True
+    padding: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         D = x.shape[-1]
-        kernel = self.param('kernel', self.kernel_init, (D, *self.features))
+        kernel = pad_last(self.param('kernel', self.kernel_init, (D, *self.features)), self.padding)
+        features = kernel.shape[1:]
         if not split_by_tensor():
             # Flat matrices: on a CPU the gradient of a product in more dimensions takes 2.5 times
             # as long. A kernel whose features are split over devices has to keep its shape.
             kernel = kernel.reshape(D, -1)
         y = product(x.astype(self.dtype).reshape(-1, D), kernel)
         if self.use_bias:
-            bias = self.param('bias', initializers.zeros, self.features).reshape(kernel.shape[1:])
+            bias = pad_last(self.param('bias', initializers.zeros, self.features), self.padding)
             # In float32, so that the bias's gradient is summed over all rows in float32.
-            y = (y.astype(jnp.float32) + bias).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], *self.features)
+            y = (y.astype(jnp.float32) + bias.reshape(kernel.shape[1:])).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], *features)
+
+
+def pad_last(x, count: int) -> jax.Array:
+    """x with `count` zeros appended to its last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, count)])
 
 
 class RMSNorm(nn.Module):
