@@ -44,6 +44,11 @@ class Report:
         return sum(self.memory.values())
 
     @property
+    def state_is_too_large(self) -> bool:
+        """Whether what a run keeps between steps does not fit, so that nothing else was tried."""
+        return self.analysis is None and 0 < self.limit < self.total
+
+    @property
     def sent(self) -> int:
         """Bytes of the results of all collectives."""
         if self.analysis is None:
@@ -87,6 +92,10 @@ def compile_step(run: Programs, target: Target) -> Report:
     report.activations = activations(run)
     for name in ('params', 'ema', 'opt'):
         report.memory[name] = bytes_of_a_device(getattr(run.like, name))
+    report.limit = _limit(target)
+    if report.state_is_too_large:
+        report.problem = f'{_takes(report, target)} for parameters, averages and optimizer alone.'
+        return report
     began = time.perf_counter()
     lowered = run.step.lower(run.like, shapes_of_a_batch(run.config), shape_of_a_key())
     names = ('batch', 'activations, gradients and temporaries', 'results beside the state')
@@ -102,6 +111,7 @@ def compile_sampler(run: Programs, target: Target) -> Report:
     report = Report(SAMPLER, rows, passes)
     began = time.perf_counter()
     lowered = lower_sampler(run, rows)
+    report.limit = _limit(target)
     report.memory['weights'] = bytes_of_a_device(_weights(run))
     _compile(lowered, target, report, ('noise and condition', 'temporaries', 'images'))
     report.seconds = time.perf_counter() - began
@@ -202,7 +212,6 @@ def _compile(lowered, target: Target, report: Report, names: tuple[str, str, str
     names: of the other arguments, of temporaries, and of results that are not written over
     arguments.
     """
-    report.limit = _limit(target)
     try:
         program = lowered.compile(compiler_options=target.options or None)
     except jax.errors.JaxRuntimeError as refused:
@@ -220,10 +229,12 @@ def _compile(lowered, target: Target, report: Report, names: tuple[str, str, str
     report.estimate = cost.get('optimal_seconds', 0.0)
     report.analysis = analyse(program.as_text(), target.card)
     if report.limit and report.total > report.limit:  # a GPU's compiler does not refuse
-        report.problem = (
-            f'it takes {report.total / 2**30:.1f} GiB of the {report.limit / 2**30:.1f} GiB '
-            f'that {target.devices[0].device_kind} has.'
-        )
+        report.problem = f'{_takes(report, target)}.'
+
+
+def _takes(report: Report, target: Target) -> str:
+    total, limit = (f'{size / 2**30:.1f} GiB' for size in (report.total, report.limit))
+    return f'it takes {total} of the {limit} that {target.devices[0].device_kind} has'
 
 
 def _limit(target: Target) -> int:

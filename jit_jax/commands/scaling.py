@@ -54,7 +54,7 @@ def published(target: Target, preset: str) -> tuple[build.Programs, lowering.Rep
     while True:
         run = build.programs(config, build.mesh(config, target.devices))
         report, less = lowering.compile_step(run, target), build.less_memory(config, run.mesh)
-        if not report.problem or not less:
+        if not report.problem or not less or report.state_is_too_large:
             return run, report
         key = next(iter(less))
         config.update_from_flattened_dict({key: less[key]})
@@ -72,7 +72,7 @@ def row(target: Target, run: build.Programs, report: lowering.Report) -> str:
         '×'.join(str(side) for side in run.mesh.devices.shape),
         str(config.batch_size),
         remat(config),
-        f'{report.total / GIB:.1f} of {report.limit / GIB:.0f}',
+        memory(report),
         f'{found.bytes / 1e9:.0f}' if found else '–',
         f'{found.roofline_ms:.0f} ({found.share_of_products:.0%})' if found else '–',
         f'{at_peak * 1e3:.0f}',
@@ -80,6 +80,14 @@ def row(target: Target, run: build.Programs, report: lowering.Report) -> str:
         f'{2 * recipe / 86400:.1f}',
     ]
     return f'| {" | ".join(cells)} |'
+
+
+def memory(report: lowering.Report) -> str:
+    """GiB of those that there are, or that they do not suffice."""
+    limit = f'{report.limit / GIB:.0f}'
+    if report.problem:
+        return f'more than {limit}'
+    return f'{report.total / GIB:.1f} of {limit}'
 
 
 def remat(config) -> str:
