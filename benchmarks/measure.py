@@ -47,6 +47,7 @@ class Program:
     dtype: str
     memory: int  # bytes on one device
     compiling: float  # seconds
+    least: float | None = None  # seconds of the work by the roofline; None where no card is known
 
 
 def configured(args):
@@ -82,7 +83,8 @@ def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> 
                 raise ValueError(
                     f'--rows: there is no {part!r}; there are {", ".join(filter(has, changes))}.'
                 )
-            found[name].update_from_flattened_dict(changes[part])
+            with found[name].ignore_type():  # 'auto' and True are both values of a key
+                found[name].update_from_flattened_dict(changes[part])
     return found
 
 
@@ -94,7 +96,7 @@ def noise(config) -> dict:
 
 
 def compiled(lowered: Callable):
-    """() → a lowered program; returns it compiled, its bytes on one device, and the seconds that both took."""
+    """() → a lowered program; returns it compiled, and of it the fields of a `Program` by name."""
     start = time.perf_counter()
     program = lowered().compile()
     seconds, m = time.perf_counter() - start, program.memory_analysis()
@@ -104,7 +106,18 @@ def compiled(lowered: Callable):
         + m.output_size_in_bytes
         - m.alias_size_in_bytes
     )
-    return program, dict(memory=bytes_, compiling=seconds)
+    return program, dict(memory=bytes_, compiling=seconds, least=least(program))
+
+
+def least(program) -> float | None:
+    """Seconds of one run of a compiled program by the roofline, on the first device here."""
+    import jax
+
+    from jit_jax.hardware import cards
+    from jit_jax.hardware.analysis import analyse
+
+    card = cards.of_kind(jax.devices()[0].device_kind)
+    return None if card is None else analyse(program.as_text(), card).roofline_ms / 1e3
 
 
 def built(configs: dict, build: Callable) -> dict[str, Program]:
@@ -201,9 +214,10 @@ def report(programs: dict[str, Program], rounds: int):
         name: [program.images / s for s in seconds[name]] for name, program in programs.items()
     }
     first = next(iter(speeds))
-    print(
-        f'\n| row | images/s | × {first} | TFLOP/s | of ceiling | GiB | compile s |\n|---|---|---|---|---|---|---|'
-    )
+    columns = ['row', 'images/s', f'× {first}', 'TFLOP/s', 'of ceiling', 'GiB', 'compile s']
+    predicted = any(program.least for program in programs.values())
+    columns += ['of roofline'] if predicted else []
+    print(f'\n| {" | ".join(columns)} |\n|{"---|" * len(columns)}')
     for name, p in programs.items():
         flops = p.flops * statistics.median(speeds[name])
         ratio = [a / b for a, b in zip(speeds[name], speeds[first], strict=True)]
@@ -213,8 +227,12 @@ def report(programs: dict[str, Program], rounds: int):
             spread(ratio),
             number(flops / 1e12),
             f'{flops / ceilings[p.dtype]:.1%}',
+            number(p.memory / 2**30),
+            number(p.compiling),
         ]
-        print(f'| {" | ".join([*cells, number(p.memory / 2**30), number(p.compiling)])} |')
+        if predicted:  # the roofline's time over the measured one: 100% is as fast as can be
+            cells.append(f'{p.least / statistics.median(seconds[name]):.1%}')
+        print(f'| {" | ".join(cells)} |')
     print(
         f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix products of the program, by formula.'
     )

@@ -73,6 +73,7 @@ class Training:
             jax.block_until_ready(self.state)
 
         images = self.steps * config.batch_size
+        cost['least'] = cost['least'] and self.steps * cost['least']
         return measure.Program(work, images, run.flops, run.model.dtype.name, **cost)
 
 

@@ -2,6 +2,8 @@
 
 import re
 import textwrap
+import time
+from dataclasses import replace
 
 import pytest
 from shell import ROOT, TINY, run
@@ -70,6 +72,16 @@ def test_a_row_that_cannot_run_is_said(capsys):
     assert capsys.readouterr().out == 'No row b: cudnn needs a GPU.\n'
     with pytest.raises(ValueError, match='No row could run'):
         measure.built({'b': 'bad'}, build)
+
+
+def test_the_roofline_beside_what_was_measured(capsys, monkeypatch):
+    monkeypatch.setattr(measure, 'ceiling', {'float32': 1e12}.get)
+    row = measure.Program(lambda: time.sleep(0.02), 1, 1e9, 'float32', 2**30, 1.0, least=0.01)
+    measure.report({'a': row}, 3)
+    out = capsys.readouterr().out
+    assert 'compile s | of roofline |' in out and 25 < table(out)['a'][-1] <= 50
+    measure.report({'a': replace(row, least=None)}, 2)
+    assert 'roofline' not in capsys.readouterr().out
 
 
 def test_step(env):
