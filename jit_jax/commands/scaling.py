@@ -6,6 +6,7 @@ from jit_jax.commands import lowering
 from jit_jax.configs import uncond
 from jit_jax.errors import UserError
 from jit_jax.hardware import topologies
+from jit_jax.hardware.cards import cards
 from jit_jax.hardware.topologies import PODS, Target
 from jit_jax.recipe import build
 
@@ -28,22 +29,29 @@ COLUMNS = (
 
 
 def table(sizes: str = 'blhg') -> Iterator[str]:
-    """Its lines, one by one as they are compiled: minutes each.
+    """Its lines, one by one as they are compiled, which takes minutes each.
 
-    Where a compiler is not installed, one line says what would be.
+    Below it, a sentence for each kind of device whose compiler is not installed.
     """
+    targets, missing = compilers()
     yield f'| {" | ".join(COLUMNS)} |'
     yield f'|{"---|" * len(COLUMNS)}'
-    missing = []
+    for size in sizes:
+        for target in targets:
+            yield row(target, *published(target, f'imagenet256_{size}16'))
+    if missing:
+        yield from ['', *missing]
+
+
+def compilers() -> tuple[list[Target], list[str]]:
+    """What can be compiled for here, and a sentence for each compiler that is missing."""
+    targets, missing = [], {}
     for name in (*GPUS, *PODS):
         try:
-            target = topologies.target(name)
+            targets.append(topologies.target(name))
         except UserError as problem:
-            missing.append(f'{problem}')
-            continue
-        for size in sizes:
-            yield row(target, *published(target, f'imagenet256_{size}16'))
-    yield from ['', *dict.fromkeys(missing)] if missing else []
+            missing.setdefault(cards()[name.partition(':')[0]].platform, str(problem))
+    return targets, list(missing.values())
 
 
 def published(target: Target, preset: str) -> tuple[build.Programs, lowering.Report]:

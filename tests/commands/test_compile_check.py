@@ -143,6 +143,18 @@ def test_memory_that_a_card_does_not_have():
     assert scaling.remat(config) == 'none ×4'
 
 
+def test_the_table_is_of_what_can_be_compiled_for(monkeypatch):
+    def only_pods(name):
+        if name.startswith('v'):
+            return topologies.Target(name, [], cards.cards()[name.partition(':')[0]])
+        raise UserError(f'{name} needs a compiler.')
+
+    monkeypatch.setattr(topologies, 'target', only_pods)
+    targets, missing = scaling.compilers()
+    assert [target.name for target in targets] == list(topologies.PODS)
+    assert missing == ['h100 needs a compiler.']
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec('jax_plugins') is None, reason="needs pip install 'jax[cuda12]'"
 )
