@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jit_jax.commands import command_line
+from jit_jax.errors import UserError
 
 # Changes that mean the same in training and in sampling.
 CHANGES = {
@@ -51,7 +52,7 @@ class Program:
 
 
 def configured(args):
-    """The config with --batch, --variant and --depth in place, and the size's name. Raises ValueError for what cannot be."""
+    """The config with --batch, --variant and --depth in place, and the size's name. Raises UserError for what cannot be."""
     import jax
 
     from jit_jax.model.sizes import size
@@ -71,7 +72,7 @@ def configured(args):
 
 
 def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> dict:
-    """Configs by row: of `names`, or of those in `default` whose keys the config has. Raises ValueError for other names."""
+    """Configs by row: of `names`, or of those in `default` whose keys the config has. Raises UserError for other names."""
     found = {}
     has = lambda name: all(
         key in config[room] for room, key in (k.split('.') for k in changes[name])
@@ -80,7 +81,7 @@ def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> 
         found[name] = config.copy_and_resolve_references()
         for part in name.split('+'):
             if part not in changes or not has(part):
-                raise ValueError(
+                raise UserError(
                     f'--rows: there is no {part!r}; there are {", ".join(filter(has, changes))}.'
                 )
             with found[name].ignore_type():  # 'auto' and True are both values of a key
@@ -133,7 +134,7 @@ def built(configs: dict, build: Callable) -> dict[str, Program]:
             programs.pop(name, None)
             print(f'No row {name}: {str(error).strip().splitlines()[0]}')
     if not programs:
-        raise ValueError('No row could run.')
+        raise UserError('No row could run.')
     return programs
 
 

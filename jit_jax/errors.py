@@ -4,5 +4,6 @@
 class UserError(ValueError):
     """What cannot be done as asked; the message is one sentence that names the fix.
 
-    A command ends with that sentence and exit code 1. Every other exception is a bug of ours and keeps its traceback.
+    A command ends with that sentence and exit code 1. Every other exception is a bug of ours and
+    keeps its traceback.
     """

@@ -24,9 +24,6 @@ Every key of the config is a flag too, such as --config.batch_size=16 or --confi
 the keys and what they mean are in docs/configuration.md and in the comments of configs/uncond.py.
 `jit-jax train --list` has the presets."""
 
-# Of these, all but the first are on their way to become it.
-EXPECTED = (UserError, ValueError, OSError, FloatingPointError, MemoryError)
-
 
 def run(command: ModuleType, words: list[str], program: str) -> None:
     """Runs a command: a module with a docstring, `define_flags(parser)` and `main(args)`.
@@ -38,7 +35,7 @@ def run(command: ModuleType, words: list[str], program: str) -> None:
     try:
         parser = Parser(command, program)
         command.main(parser.parse(words))
-    except EXPECTED as error:
+    except UserError as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(1)
 

@@ -171,9 +171,10 @@ def test_only_what_a_user_can_cause_becomes_a_sentence(capsys):
     with pytest.raises(SystemExit) as end:
         command_line.run(Command, ['--x=1'], 'jit-jax fail')
     assert end.value.code == 1 and capsys.readouterr().err == 'error: do this\n'
-    for mistake in (AttributeError('a'), KeyError('k'), TypeError('t'), IndexError('i')):
+    for kind in (AttributeError, KeyError, TypeError, ValueError, OSError, MemoryError):
+        mistake = kind('ours')
         Command.error = mistake
-        with pytest.raises(type(mistake)):
+        with pytest.raises(kind):
             command_line.run(Command, [], 'jit-jax fail')
 
 

@@ -77,7 +77,9 @@ def test_round_trip_from_official(name, prefix):
 
 
 def test_round_trip_from_ours(converted):
-    """Whatever training has made of the tree comes back; the condition half is not official and starts anew."""
+    """Whatever training has made of the tree comes back; the condition half is not official and
+    starts anew.
+    """
     architecture, params = converted
     rng = np.random.default_rng(0)
     flat = {
@@ -99,7 +101,9 @@ def test_round_trip_from_ours(converted):
 
 @pytest.mark.parametrize('class_start', [None, 0])
 def test_without_class_tokens(tiny, class_start):
-    """in_context_len=0 of the official code: no in_context_posemb there, no class_positions here."""
+    """in_context_len=0 of the official code: no in_context_posemb there, no class_positions
+    here.
+    """
     state = weights()
     del state['net.in_context_posemb']
     architecture, params = from_official(state, class_start=class_start)
@@ -118,7 +122,9 @@ def test_without_class_tokens(tiny, class_start):
 
 
 def test_a_fresh_model_comes_back(tiny, fresh):
-    """The tree is the model's, name by name, and its condition half is what the model's own start is."""
+    """The tree is the model's, name by name, and its condition half is what the model's own start
+    is.
+    """
     net = tiny()
     architecture = {
         name: getattr(net, name)
@@ -307,7 +313,9 @@ def tensors(torch, state: dict, dtype=None) -> dict:
 
 
 def test_released_layout(torch, tmp_path):
-    """Weights, averages, optimiser, epoch and an argparse.Namespace, as the official training script saves them."""
+    """Weights, averages, optimiser, epoch and an argparse.Namespace, as the official training
+    script saves them.
+    """
     state = weights()
     half = {name: x / 2 for name, x in state.items()}
     released = {
