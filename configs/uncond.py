@@ -16,11 +16,11 @@ PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
 }
-PRESETS |= {
-    f'imagenet{side}_{size}{patch}': f'JiT-{size.upper()}/{patch} on ImageNet at {side}×{side}, as published'
-    for side, patch in ((256, 16), (512, 32))
-    for size in SIZES
-}
+for _side, _patch in ((256, 16), (512, 32)):
+    for _size in SIZES:
+        PRESETS[f'imagenet{_side}_{_size}{_patch}'] = (
+            f'JiT-{_size.upper()}/{_patch} on ImageNet at {_side}×{_side}, as published'
+        )
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
