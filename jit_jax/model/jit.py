@@ -237,7 +237,7 @@ class JiT(nn.Module):
         train: dropout is on, and needs rngs={'dropout': key}.
         Returns x̂ float32 [B, H, W, C]. Raises UserError for shapes that do not fit.
         """
-        self._check(z, cond, cond_valid, label)
+        self._check(z, cond, cond_valid, label, label_valid)
         slots = self._slots(len(z), cond, cond_valid, label, label_valid, cond_grid)
         condition = self._condition_tokens(slots, cond)
         target = self.target_embed(sequence.patchify(z, self.patch), GRID, GRID)
@@ -256,7 +256,7 @@ class JiT(nn.Module):
         x = self.final_norm(x[:, -GRID * GRID :], shift, scale)
         return sequence.unpatchify(self.final(x).astype(jnp.float32), self.patch)
 
-    def _check(self, z, cond, cond_valid, label):
+    def _check(self, z, cond, cond_valid, label, label_valid):
         """Raises UserError for inputs whose shapes do not fit the model or each other."""
         B = len(z)
         shape = [self.image_size, self.image_size, self.channels]
@@ -278,7 +278,8 @@ class JiT(nn.Module):
             )
         if label is not None and not self.num_classes:
             raise UserError('label was given to a model without classes; set num_classes.')
-        if label is not None and n + self.class_tokens > COND.stop:
+        one_or_the_other = cond_valid is not None and label_valid is not None
+        if label is not None and n + self.class_tokens > COND.stop and not one_or_the_other:
             raise UserError(
                 f'{n} condition patches and {self.class_tokens} class tokens do not fit in '
                 f'{COND.stop} slots; use a smaller condition image or no label.'
@@ -404,16 +405,21 @@ class JiT(nn.Module):
 
 
 def insert(x, class_tokens, slots: Slots) -> jax.Array:
-    """x [B, S, D] with class tokens [B, K, D] in slots n … n + K − 1.
+    """x [B, S, D] with class tokens [B, K, D] in the slots that `first_class_slot` gives them.
 
     In the literal sequence they take the place of padding. Rows whose condition slots hold the
-    no-condition token keep it.
+    no-condition token keep it, and so do rows without a label where patches have these slots.
     """
     n, K = slots.n, class_tokens.shape[1]
-    rest = n + K if slots.literal else n
+    first = sequence.first_class_slot(n, K)
+    rest = first + K if slots.literal else n
+    room = x[:, first:rest]
+    room = jnp.pad(room, ((0, 0), (0, K - room.shape[1]), (0, 0)))
+    if first < n:
+        class_tokens = jnp.where(slots.label_valid[:, None, None], class_tokens, room)
     if slots.empty is not None:
-        class_tokens = jnp.where(slots.empty[:, None, None], x[:, n : n + K], class_tokens)
-    return jnp.concatenate([x[:, :n], class_tokens.astype(x.dtype), x[:, rest:]], 1)
+        class_tokens = jnp.where(slots.empty[:, None, None], room, class_tokens)
+    return jnp.concatenate([x[:, :first], class_tokens.astype(x.dtype), x[:, rest:]], 1)
 
 
 def unstack(layers, depth: int) -> list:

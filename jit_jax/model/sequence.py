@@ -95,8 +95,18 @@ def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int =
     if cond_valid is not None:
         valid = valid.at[:, :n].set(cond_valid)
     if label_valid is not None:
-        valid = valid.at[:, n : n + class_tokens].set(label_valid[:, None])
+        first = first_class_slot(n, class_tokens)
+        # Where they share slots with patches, a row has one or the other.
+        valid = valid.at[:, first : first + class_tokens].max(label_valid[:, None])
     return valid
+
+
+def first_class_slot(n: int, class_tokens: int) -> int:
+    """Class tokens follow the n condition patches, or end with the last condition slot.
+
+    The latter where both do not fit beside each other; then no row may have both.
+    """
+    return min(n, COND.stop - class_tokens)
 
 
 def slot_places(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
@@ -143,7 +153,8 @@ class Slots:
         if self.literal:
             return np.arange(SLOTS)
         target = np.arange(TARGET.start, TARGET.stop)
-        return np.concatenate([np.arange(self.n + class_tokens), target])
+        stop = first_class_slot(self.n, class_tokens) + class_tokens
+        return np.concatenate([np.arange(stop), target])
 
     def valid(self, class_tokens: int) -> jax.Array | None:
         """The mask over the computed slots: bool [B, S], or None when all are live in every row."""
@@ -167,6 +178,12 @@ class Slots:
         places = slot_places(*self.grid, self.cond_grid)
         if self.empty is not None:
             unrotated = self.empty[:, None, None] & _IN_COND[:, None]
+            places = jnp.where(unrotated, 0, places)
+        first = first_class_slot(self.n, class_tokens)
+        if first < self.n:  # rows with a label have class tokens where others have patches
+            slots = np.arange(SLOTS)
+            shared = (first <= slots) & (slots < first + class_tokens)
+            unrotated = self.label_valid[:, None, None] & shared[:, None]
             places = jnp.where(unrotated, 0, places)
         return places[..., self.computed(class_tokens), :]
 

@@ -124,7 +124,7 @@ def slot_counts(model, cond_slots: int, labelled: bool) -> tuple[int, int]:
     if model.dead_slots == 'keep' or model.null == 'token':  # the token may fill all of them
         return SLOTS, SLOTS
     before = GRID * GRID + cond_slots
-    return before, before + (model.class_tokens if labelled else 0)
+    return before, min(before + (model.class_tokens if labelled else 0), SLOTS)
 
 
 def forward_multiply_adds(model, cond_slots: int = 0, labelled: bool = True) -> int:

@@ -174,7 +174,8 @@ def _check_both(given: dict, net: JiT, learned: list[dict], config: dict, prefix
             f'{prefix}cond and {prefix}label: this run learned either, one at a time '
             f'(config.condition.kind={kind}); leave one of them out.'
         )
-    if n + net.class_tokens > COND.stop:
+    one_or_the_other = {'cond_valid', 'label_valid'} <= given.keys()  # row by row
+    if n + net.class_tokens > COND.stop and not one_or_the_other:
         raise UserError(
             f'{prefix}cond and {prefix}label: {n} patches and {net.class_tokens} class tokens do '
             f'not fit in {GRID * GRID} slots; leave one of them out.'

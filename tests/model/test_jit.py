@@ -138,6 +138,28 @@ def test_null_token_is_seen_and_mask_is_not(tiny, params, run, conditioning):
     ).all()
 
 
+@pytest.mark.parametrize('dead_slots', ['skip', 'keep'])
+def test_rows_with_patches_in_all_slots_and_rows_with_a_label(
+    tiny, params, run, conditioning, dead_slots
+):
+    """'inpaint|class': class tokens take slots of patches, as no row has both."""
+    full, label = conditioning['full'], np.array([0, 0, 0, 3, 4], np.int32)
+    labelled = np.array([0, 0, 0, 1, 1], bool)
+    live = full['cond_valid'] & ~labelled[:, None]
+    z, t = conditioning['z'], conditioning['t']
+    model = tiny(dead_slots=dead_slots)
+    both = dict(cond=full['cond'], cond_valid=live, label=label, label_valid=labelled)
+    x, gradients = run(model, params, z, t, **both)
+    patches, _ = run(model, params, z, t, cond=full['cond'], cond_valid=live)
+    classes, _ = run(model, params, z, t, label=label)
+    close(x[~labelled], patches[~labelled])
+    close(x[labelled], classes[labelled])
+    assert np.isfinite(gradients['params']['class_positions']).all()
+    assert np.abs(gradients['params']['class_positions']).max() > 0
+    with pytest.raises(ValueError, match='do not fit in 256'):
+        run(model, params, z, t, cond=full['cond'], label=label)
+
+
 def test_all_live_flags_are_no_flags(tiny, params, run, conditioning):
     some, label = dict(conditioning['mixed']), conditioning['mixed']['label']
     all_live = some | dict(cond_valid=np.ones((5, 64), bool), label_valid=np.ones(5, bool))

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -397,3 +398,14 @@ def test_a_split_of_the_data_by_its_name(monkeypatch):
     build.source(config, split='validation[:100]')
     build.source(config.to_dict(), split='test')
     assert opened == ['train', 'validation', 'validation[:100]', 'test']
+
+
+def test_a_run_of_either_a_hole_or_a_label_has_a_step():
+    """The whole step, traced: what the checks let through, the model takes."""
+    config = cond.get_config('digits')
+    config.condition.kind, config.mesh = 'inpaint|class', (8, 1, 1)
+    checks.check(config)
+    run = build.programs(config, build.mesh(config))
+    batch = {'image': np.zeros((8, 32, 32, 3), np.uint8), 'label': np.zeros(8, np.int32)}
+    state, metrics = jax.eval_shape(run.step, run.like, batch, jax.random.key(0))
+    assert metrics['loss'].shape == () and run.flops > 0
