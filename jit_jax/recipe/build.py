@@ -13,7 +13,8 @@ from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
 from jit_jax.model import attention, sharding
-from jit_jax.model.jit import REMAT, JiT
+from jit_jax.model.block import REMAT
+from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import forward_multiply_adds, size, slot_counts
 from jit_jax.recipe import auto
 from jit_jax.recipe.checks import check, condition_slots

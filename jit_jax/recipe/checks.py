@@ -15,7 +15,7 @@ from jit_jax.diffusion import conditions
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.model import attention, sequence, sharding
-from jit_jax.model.jit import REMAT
+from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
 
 CHOICES = {  # one of these

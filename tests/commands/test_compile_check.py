@@ -17,7 +17,7 @@ from jit_jax.errors import UserError
 from jit_jax.hardware import cards, hlo, topologies
 from jit_jax.hardware.kernels import collectives
 from jit_jax.model import sharding
-from jit_jax.model.jit import REMAT
+from jit_jax.model.block import REMAT
 from jit_jax.recipe import build, checks
 
 # Heads of 32 channels, which cuDNN's attention takes.
