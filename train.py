@@ -1,4 +1,6 @@
-"""`python train.py --config=configs/uncond.py` in a clone is `jit-jax train --config=uncond` anywhere."""
+"""`python train.py --config=configs/uncond.py` in a clone is `jit-jax train --config=uncond`
+anywhere.
+"""
 
 import sys
 

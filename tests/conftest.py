@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
 
-# Before JAX is imported, and for the processes that tests start. `pytest --cache-clear` empties the cache.
+# Before JAX is imported, and for the processes that tests start. `pytest --cache-clear` empties the
+# cache.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache/d/xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
@@ -113,7 +114,10 @@ def conditioning():
     whole: a 4×8 grid and a label, all live and without flags.
     """
     random = np.random.default_rng(0)
-    image = lambda h, w: random.uniform(-1, 1, (5, h, w, 3)).astype(np.float32)
+
+    def image(h, w):
+        return random.uniform(-1, 1, (5, h, w, 3)).astype(np.float32)
+
     half, one = random.random((5, 64)) < 0.5, np.ones((5, 64), bool)
     some = np.stack([0 * one[0], half[1], one[2], 0 * one[3], half[4]]).astype(bool)
     order = random.permutation(256)

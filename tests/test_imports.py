@@ -31,7 +31,8 @@ ROOMS = [
     '__main__',
 ]
 
-# Beyond the order: what a file or folder must not know although it could, and libraries that some do without.
+# Beyond the order: what a file or folder must not know although it could, and libraries that some
+# do without.
 NEVER = {
     'model/sequence.py': ('flax',),
     'model/attention.py': ('flax',),
@@ -103,7 +104,9 @@ def test_every_room_of_the_list_is_there():
 
 def test_the_walk_finds_imports(tmp_path):
     (tmp_path / 'x.py').write_text(
-        'import jax.numpy as jnp\ndef f():\n  from jit_jax import model, data\ndef main():\n  from jit_jax import loop'
+        'import jax.numpy as jnp\n'
+        'def f():\n  from jit_jax import model, data\n'
+        'def main():\n  from jit_jax import loop'
     )
     found = imports(tmp_path / 'x.py')
     assert found == {'jax.numpy', 'jit_jax.model', 'jit_jax.data', 'jit_jax.loop'}

@@ -1,7 +1,10 @@
-"""The published JiT is a special case: weights, numbers and training agree with the official PyTorch release.
+"""The published JiT is a special case: weights, numbers and training agree with the official
+PyTorch release.
 
-`goldens/jit_tiny_*` were produced by running that release in float32 on two small models, with 8 and with 32 class
-tokens: sizes and settings (.json), weights before training (_weights.npz), inputs and results (.npz, images NCHW).
+`goldens/jit_tiny_*` were produced by running that release in float32 on two small models, with 8
+and with 32 class
+tokens: sizes and settings (.json), weights before training (_weights.npz), inputs and results
+  (.npz, images NCHW).
 """
 
 import dataclasses
@@ -45,7 +48,10 @@ class Golden:
 @pytest.fixture(scope='module', params=['jit_tiny_p4', 'jit_tiny_256tok'])
 def golden(request):
     said = json.loads((GOLDENS / f'{request.param}.json').read_text())
-    nhwc = lambda x: np.moveaxis(x, -3, -1) if x.ndim >= 4 else x
+
+    def nhwc(x):
+        return np.moveaxis(x, -3, -1) if x.ndim >= 4 else x
+
     arrays = {name: nhwc(x) for name, x in np.load(GOLDENS / f'{request.param}.npz').items()}
     weights = dict(np.load(GOLDENS / f'{request.param}_weights.npz'))
     architecture, params = official.from_official(weights, class_start=said['in_context_start'])
@@ -59,7 +65,9 @@ def golden(request):
 
 
 def gradient(net: JiT, d: Diffusion):
-    """(params, x, e, t, label) → ((loss, x̂), gradient), compiled; e is noise as the goldens have it, already scaled."""
+    """(params, x, e, t, label) → ((loss, x̂), gradient), compiled; e is noise as the goldens have
+    it, already scaled.
+    """
 
     def loss(params, x, e, t, label):
         z = objective.add_noise(x, e, t)
@@ -100,7 +108,9 @@ def test_prediction_loss_and_gradient(golden, default_gradient, dead_slots, scan
 
 
 def halves_to_neighbours(x):
-    """A head's channels in the official order, as if conversion had not reordered them for `attention.rotate`."""
+    """A head's channels in the official order, as if conversion had not reordered them for
+    `attention.rotate`.
+    """
     return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
@@ -224,7 +234,9 @@ def test_weights_after_training(golden, trained, which):
 
 @pytest.mark.parametrize('which', ['ema1', 'ema2'])
 def test_averages_move_as_far(golden, trained, which):
-    """Three steps move an average by a millionth; a weight or a start in its place would pass the test above, or nearly."""
+    """Three steps move an average by a millionth; a weight or a start in its place would pass the
+    test above, or nearly.
+    """
     name = 'net.final_layer.linear.weight'
     start = official.to_official(golden.architecture, golden.params)[name]
     got = official.to_official(golden.architecture, trained[1].ema[which])[name] - start
@@ -314,7 +326,9 @@ def test_initial_statistics(fresh):
 
 
 def test_patch_embedding_starts_as_a_linear():
-    """B at patch 16: the limit is 0.082, from 768 pixels and 128 channels; a convolution's own fan would give 0.013."""
+    """B at patch 16: the limit is 0.082, from 768 pixels and 128 channels; a convolution's own fan
+    would give 0.013.
+    """
     assert np.abs(layers.xavier(jax.random.key(0), (768, 128))).max() == pytest.approx(
         0.0818, abs=1e-4
     )
@@ -332,7 +346,9 @@ def random_bits(jaxpr) -> list[tuple]:
 
 
 def test_dropout_is_where_the_release_has_it():
-    """In the middle half of the blocks, after attention's projection and before the MLP's last linear; never on the logits."""
+    """In the middle half of the blocks, after attention's projection and before the MLP's last
+    linear; never on the logits.
+    """
     net = JiT(
         image_size=16,
         depth=9,
@@ -347,9 +363,13 @@ def test_dropout_is_where_the_release_has_it():
     )
     z, t, label = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2), jnp.zeros(2, int)
     params = jax.eval_shape(net.init, jax.random.key(0), z, t)
-    run = lambda train: jax.make_jaxpr(
-        lambda p, key: net.apply(p, z, t, label=label, train=train, rngs={'dropout': key})
-    )(params, jax.random.key(1))
+
+    def run(train):
+        def apply(p, key):
+            return net.apply(p, z, t, label=label, train=train, rngs={'dropout': key})
+
+        return jax.make_jaxpr(apply)(params, jax.random.key(1))
+
     assert random_bits(run(False).jaxpr) == []
     middle = range(9 // 4, 9 // 4 * 3)
     assert random_bits(run(True).jaxpr) == [(2, 260, 8), (2, 260, sizes.hidden_width(8))] * len(

@@ -258,7 +258,9 @@ def null(conditioning: Conditioning, null_class: int) -> Conditioning:
 
 
 def picture(conditioning: Conditioning, image_size: int) -> jax.Array | None:
-    """The condition images for people: float32 [B, H, H, C], enlarged, dead patches grey; or None."""
+    """The condition images for people: float32 [B, H, H, C], enlarged, dead patches grey; or
+    None.
+    """
     if 'cond' not in conditioning:
         return None
     cond = jnp.asarray(conditioning['cond'])

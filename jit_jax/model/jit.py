@@ -231,7 +231,7 @@ class JiT(nn.Module):
         take.
         """
         parameters = (self.blocks, self.modulation_kernel, self.modulation_bias)
-        for start, stop, dropout in self._runs(class_tokens is not None, train=train):
+        for start, stop, dropout in self._runs(labelled=class_tokens is not None, train=train):
             if start == self.class_start and self.dtype != jnp.float32:
                 # As in the official code under autocast, where class tokens are float32.
                 x = x.astype(jnp.float32)
@@ -244,7 +244,7 @@ class JiT(nn.Module):
             x = self._run(x, c, layers, stop - start, dropout, slots, entered)
         return x
 
-    def _runs(self, labelled: bool, *, train: bool) -> list[tuple[int, int, float]]:
+    def _runs(self, *, labelled: bool, train: bool) -> list[tuple[int, int, float]]:
         """Runs of blocks that share a program, as (first, last + 1, dropout).
 
         Class tokens and a float32 stream enter at `class_start`; dropout is in the middle half.

@@ -35,9 +35,10 @@ def test_heun_is_exact_on_a_linear_ode_but_for_its_last_euler_step(steps):
 
 def test_orders_of_convergence():
     exact = Z * np.exp(-1.5)
-    error = lambda steps, sampler: np.abs(
-        solve(lambda z, t: -1.5 * z, steps, sampler) - exact
-    ).max()
+
+    def error(steps, sampler):
+        return np.abs(solve(lambda z, t: -1.5 * z, steps, sampler) - exact).max()
+
     for sampler, order in (('euler', 1), ('heun', 2), ('multistep', 2)):
         assert np.log2(error(8, sampler) / error(16, sampler)) == pytest.approx(order, abs=0.3)
         assert np.log2(error(16, sampler) / error(32, sampler)) == pytest.approx(order, abs=0.3)
@@ -45,9 +46,16 @@ def test_orders_of_convergence():
 
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_a_loop_by_hand(sampler):
-    """The published sampler, in float64: Heun on 51 points but the last two, then Euler; and the multistep method likewise."""
-    net = lambda xp, z, t: xp.sin(3 * z) * (0.5 + t)
-    v = lambda z, t: (net(np, z, t) - z) / max(1 - t, 0.05)
+    """The published sampler, in float64: Heun on 51 points but the last two, then Euler; and the
+    multistep method likewise.
+    """
+
+    def net(xp, z, t):
+        return xp.sin(3 * z) * (0.5 + t)
+
+    def v(z, t):
+        return (net(np, z, t) - z) / max(1 - t, 0.05)
+
     z, times, now = Z.astype(np.float64), np.linspace(0, 1, 51), 0.0
     for i in range(50):
         h = times[i + 1] - times[i]
@@ -178,7 +186,9 @@ def test_scale_one_is_a_program_without_the_null_branch(tiny, params, conditioni
 
 @pytest.fixture(scope='module')
 def first_step(tiny, params, conditioning):
-    """(interval) → generate with one step, which is x̂ at t = 0, and guidance 3, from the batch `full`."""
+    """(interval) → generate with one step, which is x̂ at t = 0, and guidance 3, from the batch
+    `full`.
+    """
 
     def images(interval, z):
         mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])

@@ -99,7 +99,9 @@ def test_logits_and_softmax_are_float32_in_bfloat16():
 
 
 def published_rotation(x, places):
-    """Neighbours (2j, 2j + 1) as complex numbers: the first half of the head turns with the row, the second with the column."""
+    """Neighbours (2j, 2j + 1) as complex numbers: the first half of the head turns with the row,
+    the second with the column.
+    """
     K = x.shape[-1]
     out = np.zeros(x.shape)
     for s, (row, col) in enumerate(places):
@@ -151,9 +153,12 @@ def test_a_16x16_condition_has_exactly_the_angles_of_the_target():
 
 def test_logits_depend_on_the_distance_of_places_only():
     q, k = arrays(7, 2, 1, 1, 1, K)
-    logit = lambda a, b: float(
-        (rotate(q, *rotation(np.array([a]), K)) * rotate(k, *rotation(np.array([b]), K))).sum()
-    )
+
+    def logit(a, b):
+        turned_q = rotate(q, *rotation(np.array([a]), K))
+        turned_k = rotate(k, *rotation(np.array([b]), K))
+        return float((turned_q * turned_k).sum())
+
     assert logit([3.0, 5.0], [1.0, 2.0]) == pytest.approx(logit([12.5, 8.0], [10.5, 5.0]), abs=1e-5)
     assert logit([3.0, 5.0], [1.0, 2.0]) != pytest.approx(
         logit([5.0, 3.0], [2.0, 1.0]), abs=1e-2

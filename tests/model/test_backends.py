@@ -1,4 +1,6 @@
-"""The fused kernels of attention: splash runs here in interpret mode, cuDNN's is only lowered, its arguments are checked."""
+"""The fused kernels of attention: splash runs here in interpret mode, cuDNN's is only lowered, its
+arguments are checked.
+"""
 
 import re
 from functools import partial

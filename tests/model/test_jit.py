@@ -297,7 +297,9 @@ def test_a_row_does_not_depend_on_the_others(tiny, params, run, conditioning, nu
 
 
 def seen(tiny, params, conditioning, monkeypatch, **changes):
-    """The masks [B, 512] and places that attention is given in each block of the literal program."""
+    """The masks [B, 512] and places that attention is given in each block of the literal
+    program.
+    """
     model, masks, places = tiny(dead_slots='keep', scan=False, **changes), [], []
     attend, rotation = attention.attend, attention.rotation
 
@@ -410,7 +412,9 @@ def test_free_tables_learn_and_unscanned_checkpoints_change_nothing_else(
 
 @pytest.fixture(scope='module')
 def dropped(fresh):
-    """(params, seed) → x̂ in training of a model of depth 8 whose dropout is 0.5; and such params, with equal blocks."""
+    """(params, seed) → x̂ in training of a model of depth 8 whose dropout is 0.5; and such params,
+    with equal blocks.
+    """
     model = JiT(
         **size('depth=8,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=3,dropout=0.5'),
         image_size=32,
@@ -618,7 +622,10 @@ def test_published_parameter_counts(variant, image_size, count):
     tree = jax.eval_shape(
         model.init, jax.random.key(0), z, jax.ShapeDtypeStruct((1,), jnp.float32)
     )['params']
-    total = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+    def total(tree):
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
     frozen = total([tree['target_embed'][name] for name in ('rows', 'cols')])
     assert total(tree) - frozen - total([tree['cond_embed'], tree['no_condition']]) == count
 
@@ -657,7 +664,9 @@ def test_shapes_that_do_not_fit_end_in_one_sentence(tiny, shapes, words):
 
 
 def test_252_patches_and_4_class_tokens_fit(tiny):
-    """14×18 does not fit the grid, but 14 rows of 16 and 4 tokens do, and 252 is the most with 4 tokens."""
+    """14×18 does not fit the grid, but 14 rows of 16 and 4 tokens do, and 252 is the most with 4
+    tokens.
+    """
     label, cond = (
         jax.ShapeDtypeStruct((5,), jnp.int32),
         jax.ShapeDtypeStruct((5, 30, 32, 3), jnp.float32),
