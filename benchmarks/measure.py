@@ -1,4 +1,7 @@
-"""What the benchmarks of the network share: flags, rows that are changes of one config, alternating rounds, one table."""
+"""What the benchmarks of the network share: flags, rows, alternating rounds, one table.
+
+A row is a change of the config, or several.
+"""
 
 import itertools
 import statistics
@@ -52,14 +55,15 @@ class Program:
 
 
 def configured(args):
-    """The config with --batch, --variant and --depth in place, and the size's name. Raises UserError for what cannot be."""
+    """The config with --batch, --variant and --depth in place, and the size's name.
+
+    Raises UserError for what cannot be.
+    """
     import jax
 
     from jit_jax.model.sizes import size
 
-    jax.config.update(
-        'jax_enable_compilation_cache', False
-    )  # or a second run would find compiling quick
+    jax.config.update('jax_enable_compilation_cache', False)  # the seconds of compiling are shown
     command_line.required(args, 'config', 'names one, for example --config=configs/uncond.py.')
     config = args.config
     config.batch_size = args.batch or config.batch_size
@@ -72,11 +76,16 @@ def configured(args):
 
 
 def rows(config, changes: dict, names: list[str] | None, default: list[str]) -> dict:
-    """Configs by row: of `names`, or of those in `default` whose keys the config has. Raises UserError for other names."""
+    """Configs by row: of `names`, or of those in `default` whose keys the config has.
+
+    Raises UserError for other names.
+    """
     found = {}
-    has = lambda name: all(
-        key in config[room] for room, key in (k.split('.') for k in changes[name])
-    )
+
+    def has(name):
+        keys = [key.split('.') for key in changes[name]]
+        return all(key in config[room] for room, key in keys)
+
     for name in names or filter(has, default):
         found[name] = config.copy_and_resolve_references()
         for part in name.split('+'):
@@ -122,7 +131,10 @@ def least(program) -> float | None:
 
 
 def built(configs: dict, build: Callable) -> dict[str, Program]:
-    """build(config) → Program, run once to warm up. A row that cannot be here costs one printed line."""
+    """build(config) → Program, run once to warm up.
+
+    A row that cannot be here costs one printed line.
+    """
     import jax
 
     programs = {}
@@ -139,7 +151,10 @@ def built(configs: dict, build: Callable) -> dict[str, Program]:
 
 
 def alternate(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round. Rounds alternate, so that whatever else the machine does hits all alike."""
+    """Seconds of each run in each round.
+
+    Rounds alternate, so that whatever else the machine does hits all alike.
+    """
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -151,10 +166,12 @@ def alternate(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
 
 def spread(values) -> str:
     """Median and quartiles, as '3.05 (3.01–3.12)'."""
-    low, middle, high = (
-        statistics.quantiles(values, method='inclusive') if len(values) > 1 else values * 3
-    )
+    low, middle, high = values * 3 if len(values) == 1 else _quartiles(values)
     return f'{number(middle)} ({number(low)}–{number(high)})'
+
+
+def _quartiles(values) -> list[float]:
+    return statistics.quantiles(values, method='inclusive')
 
 
 def number(value: float) -> str:
@@ -163,7 +180,10 @@ def number(value: float) -> str:
 
 
 def ceiling(dtype: str) -> float:
-    """FLOP/s of products of square matrices in `dtype` on all devices at once: the best of sizes, sums and tries."""
+    """FLOP/s of products of square matrices in `dtype` on all devices at once.
+
+    The best of several sizes, dtypes of the sums, and tries.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -174,9 +194,8 @@ def ceiling(dtype: str) -> float:
         ((1024, 2048), 2) if jax.default_backend() == 'cpu' else ((4096, 8192, 16384), 16)
     )
 
-    def matrix(
-        rows, n, place
-    ):  # random, because a chip draws less power, and runs faster, on numbers that are all alike
+    def matrix(rows, n, place):
+        # Random, as a chip draws less power, and runs faster, on numbers that are all alike.
         return jax.jit(
             lambda: (jax.random.normal(jax.random.key(0), (rows, n)) / n**0.5).astype(dtype),
             out_shardings=place,
@@ -208,9 +227,8 @@ def report(programs: dict[str, Program], rounds: int):
 
     ceilings = {program.dtype: ceiling(program.dtype) for program in programs.values()}
     seconds = alternate({name: program.run for name, program in programs.items()}, rounds)
-    ceilings = {
-        dtype: max(before, ceiling(dtype)) for dtype, before in ceilings.items()
-    }  # the machine may be calmer by now
+    for dtype, before in ceilings.items():  # the machine may be calmer by now
+        ceilings[dtype] = max(before, ceiling(dtype))
     speeds = {
         name: [program.images / s for s in seconds[name]] for name, program in programs.items()
     }
@@ -235,11 +253,13 @@ def report(programs: dict[str, Program], rounds: int):
             cells.append(f'{p.least / statistics.median(seconds[name]):.1%}')
         print(f'| {" | ".join(cells)} |')
     print(
-        f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix products of the program, by formula.'
+        f'\nMedians (and quartiles) of {rounds} alternating rounds. TFLOP/s counts the matrix '
+        'products of the program, by formula.'
     )
     for dtype, best in ceilings.items():
         print(
-            f'Ceiling, the best product of square matrices in {dtype} before or after: {number(best / 1e12)} TFLOP/s.'
+            f'Ceiling, the best product of square matrices in {dtype} before or after: '
+            f'{number(best / 1e12)} TFLOP/s.'
         )
     peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
     if peak:
@@ -251,5 +271,6 @@ def title(args, variant: str, what: str) -> str:
     import jax
 
     shortened, m = f', only {args.depth} of its blocks,' if args.depth else '', args.config.model
-    device = f'{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()}), jax {jax.__version__}'
-    return f'JiT-{variant}{shortened} at {m.image_size}×{m.image_size}, {what}, on {device}'
+    device = f'{jax.device_count()} × {jax.devices()[0].device_kind} ({jax.default_backend()})'
+    size = f'{m.image_size}×{m.image_size}'
+    return f'JiT-{variant}{shortened} at {size}, {what}, on {device}, jax {jax.__version__}'

@@ -1,10 +1,10 @@
-"""Speed of sampling with guidance, from untrained weights, and how close it is to the device's limit.
+"""Speed of sampling with guidance, from untrained weights, beside the device's limit.
 
-    python -m benchmarks.sample --config=configs/cond.py                   # the digits, filling in a hole
+    python -m benchmarks.sample --config=configs/cond.py               # digits, filling in a hole
     python -m benchmarks.sample --config=configs/cond.py:imagenet256_b16_class --batch=4 --rounds=3
 
-A config without a condition is sampled with 64 live slots. Guidance is on in the config's interval; its strength does
-not matter to the time, unless it is 1.
+A config without a condition is sampled with 64 live slots. Guidance is on in the config's interval;
+its strength does not matter to the time, unless it is 1.
 """
 
 import sys
@@ -63,10 +63,11 @@ def flops(config, model, settings) -> float:
     from jit_jax.model.sizes import forward_multiply_adds
     from jit_jax.recipe import checks
 
-    (n, labelled), (with_told, with_null) = checks.condition_slots(config), passes(settings)
+    n, labelled = checks.condition_slots(config)
+    conditional, null = passes(settings)
     return 2.0 * (
-        with_told * forward_multiply_adds(model, n, labelled)
-        + with_null * forward_multiply_adds(model, 0, labelled)
+        conditional * forward_multiply_adds(model, n, labelled)
+        + null * forward_multiply_adds(model, 0, labelled)
     )
 
 
@@ -85,11 +86,8 @@ class Sampling:
         from jit_jax.recipe import build, checks
 
         checks.check(config)
-        model, settings, mesh = (
-            build.network(config),
-            build.settings(config),
-            sharding.make_mesh((-1, 1, 1)),
-        )
+        model, settings = build.network(config), build.settings(config)
+        mesh = sharding.make_mesh((-1, 1, 1))
         count, batch = config.batch_size, measure.noise(config)
         conditioning = build.condition(config)(
             conditions.from_uint8(batch['image']), batch, jax.random.key(0)
@@ -98,7 +96,10 @@ class Sampling:
             (generate.noise(jax.random.key(0), 0, count, model), conditioning), mesh
         )
         if self.params is None:
-            init = lambda key: model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
+
+            def init(key):
+                return model.init(key, jnp.zeros((1, *z.shape[1:])), jnp.zeros(1))['params']
+
             self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
         program = generate.sampling_program(
             model, build.diffusion(config), settings.sampler, settings.steps, mesh
@@ -106,14 +107,20 @@ class Sampling:
         guided = generate.guidance_arguments(settings.guidance, settings.interval)
         arguments = (self.params, z, conditioning, *guided)
         run, cost = measure.compiled(lambda: program.lower(*arguments))
-        work = lambda: jax.block_until_ready(run(*arguments))
+
+        def work():
+            jax.block_until_ready(run(*arguments))
+
         return measure.Program(
             work, count, flops(config, model, settings), model.dtype.name, **cost
         )
 
 
 def settled(args):
-    """The config with the flags in place and, where it has none, a condition and guidance; and the size's name."""
+    """The config with the flags in place, and the size's name.
+
+    Where it has none, it gets a condition and guidance.
+    """
     config, variant = measure.configured(args)
     config.sample.steps = args.steps or 50
     config.batch_size = args.batch or config.sample.num

@@ -2,8 +2,9 @@
 
     python -m benchmarks.solvers --workdir=runs/uncond
 
-Rows have the same number of passes of the network, which is what sampling costs. A cell is the median PSNR of the
-images against those of Heun with 200 steps, and is infinite where all pixels are equal.
+Rows have the same number of passes of the network, which is what sampling costs. A cell is the
+median PSNR of the images against those of Heun with 200 steps, and is infinite where all pixels are
+equal.
 """
 
 import dataclasses
@@ -59,7 +60,8 @@ def main(args):
 
     fine = draw('heun', FINE)
     print(
-        f'PSNR in dB of {args.num} images of {args.workdir}, step {model.step}, against heun with {FINE} steps\n'
+        f'PSNR in dB of {args.num} images of {args.workdir}, step {model.step}, '
+        f'against heun with {FINE} steps\n'
     )
     print(f'| passes of the network | {" | ".join(STEPS)} |\n|{"---|" * (len(STEPS) + 1)}')
     for passes in counts:

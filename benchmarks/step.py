@@ -1,11 +1,13 @@
-"""Speed of the train step that a config makes, on images of noise, and how close it is to the device's limit.
+"""Speed of the train step that a config makes, on images of noise, beside the device's limit.
 
     python -m benchmarks.step --config=configs/uncond.py
-    python -m benchmarks.step --config=configs/uncond.py:imagenet256_b16 --batch=4 --rows=keep,skip,64,full
-    python -m benchmarks.step --config=configs/uncond.py:imagenet256_l16 --batch=128 --rows=skip,skip+unscanned,skip+dots
+    python -m benchmarks.step --config=configs/uncond.py:imagenet256_b16 --batch=4 \\
+        --rows=keep,skip,64,full
+    python -m benchmarks.step --config=configs/uncond.py:imagenet256_l16 --batch=128 \\
+        --rows=skip,skip+unscanned,skip+dots
 
-The step is whole: noise, condition, forward, backward, optimiser, both averages, with a donated state. One state
-goes through all rows, as their parameter tree is the same.
+The step is whole: noise, condition, forward, backward, optimizer, both averages, with a donated
+state. One state goes through all rows, as their parameter tree is the same.
 """
 
 import sys

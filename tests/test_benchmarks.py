@@ -1,4 +1,4 @@
-"""The benchmarks run from a clean clone and fill their tables; what they measure is not judged here."""
+"""The benchmarks run from a clean clone and fill their tables; their numbers are not judged."""
 
 import re
 import textwrap
@@ -114,7 +114,7 @@ def test_sample(env):
 
 
 def test_passes_of_both_branches():
-    """50 Heun steps are 99 passes, as the last step is Euler's; the null branch runs inside the interval."""
+    """50 Heun steps are 99 passes, the last step being Euler's; null only inside the interval."""
     assert passes(Settings('heun', 50, 3.0, (0.0, 1.0))) == (99, 99)
     assert passes(Settings('heun', 50, 1.0, (0.0, 1.0))) == (99, 0)
     assert passes(Settings('euler', 10, 3.0, (0.45, 1.0))) == (
