@@ -123,7 +123,7 @@ def test_passes_of_both_branches():
     )  # at t = 0.5, 0.6, 0.7, 0.8 and 0.9
 
 
-# A network of one parameter with the interface of the official code, to see that both sides take their turns.
+# A network of one parameter with the interface of the official code: both sides take their turns.
 DENOISER = """
     import torch
 
