@@ -14,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from jit_jax.model.sequence import GRID
-from jit_jax.model.sharding import split_by_tensor
+from jit_jax.model.sharding import BATCH, split_by_tensor
 
 
 def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
@@ -110,7 +110,18 @@ def row_major(x) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.abstract_device is None or mesh.abstract_device.platform != 'gpu':
         return x
-    return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+
+    def constrained(x):
+        return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if shards == 1:
+        return constrained(x)
+    if len(x) % shards:
+        return x
+    # The partitioner cannot split a constraint, and would gather all rows for it. So each device
+    # lays out its own.
+    return jax.shard_map(constrained, in_specs=BATCH, out_specs=BATCH, check_vma=False)(x)
 
 
 def swiglu(x) -> jax.Array:
