@@ -115,9 +115,8 @@ def test_a_stop_saves_and_skips_what_can_wait(
         if during == 'evaluating':
             patch.setattr(loop.Training, 'evaluate', EVALUATE)
         patch.setattr(*place[during])
-        began = time.time()
         loop.train(short_run, str(folder))
-    assert time.time() - began < 8 and 'went on' not in events
+    assert 'went on' not in events
     assert f'Stopped by SIGTERM after step {step}: saved.' in capsys.readouterr().out
     assert max(map(int, listing(folder))) == step
     skipped = [event for event in events if event[0] != 'save' and event[1] >= step]
