@@ -66,8 +66,8 @@ def flops(config, model, settings) -> float:
     n, labelled = checks.condition_slots(config)
     conditional, null = passes(settings)
     return 2.0 * (
-        conditional * forward_multiply_adds(model, n, labelled)
-        + null * forward_multiply_adds(model, 0, labelled)
+        conditional * forward_multiply_adds(model, n, labelled=labelled)
+        + null * forward_multiply_adds(model, 0, labelled=labelled)
     )
 
 

@@ -30,7 +30,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
     return recipe(preset)
 
 
-def imagenet(preset: str) -> ConfigDict:
+def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     """The published recipe (arXiv 2511.13720, appendix A): 600 epochs at batch 1024."""
     image_size, variant = int(preset[8:11]), preset[12].upper()
     config = ConfigDict()

@@ -16,14 +16,14 @@ from jit_jax.errors import UserError
 from jit_jax.evaluation import page
 from jit_jax.evaluation.periodic import PeriodicEvaluation
 from jit_jax.evaluation.preview import Preview
-from jit_jax.hardware import speed
-from jit_jax.limits import (
+from jit_jax.feasibility import (
     check_patience,
     enough_memory,
     evaluation_advice,
     preview_advice,
     training_advice,
 )
+from jit_jax.hardware import speed
 from jit_jax.model.sharding import to_device
 from jit_jax.output import files, log
 from jit_jax.recipe.build import Run

@@ -15,7 +15,7 @@ from jit_jax.model.sizes import size
 from jit_jax.output import files
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
-from jit_jax.training.differences import changed_keys, differences
+from jit_jax.training.config_differences import changed_keys, differences
 from jit_jax.training.processes import agree, every_process, first_process
 from jit_jax.training.state import TrainState
 from jit_jax.training.weights import read_weights

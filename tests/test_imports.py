@@ -22,7 +22,7 @@ ROOMS = [
     'configs',
     'recipe',
     'resume',
-    'limits',
+    'feasibility',
     'trained',
     'evaluation',
     'loop',

@@ -15,7 +15,7 @@ from jit_jax import loop, resume
 from jit_jax.errors import UserError
 from jit_jax.recipe import build
 from jit_jax.training.checkpoint import Checkpoints
-from jit_jax.training.differences import changed_keys
+from jit_jax.training.config_differences import changed_keys
 
 
 def way_in(run, workdir):

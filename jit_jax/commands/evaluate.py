@@ -23,7 +23,7 @@ from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.generate import Settings
 from jit_jax.errors import UserError
 from jit_jax.evaluation import measure
-from jit_jax.evaluation.cells import Cell, CellMeasure, MeasuredRun, Remembered
+from jit_jax.evaluation.results import Cell, CellMeasure, MeasuredRun, Remembered
 from jit_jax.evaluation.sweep import SCORES, Sweep, parse_axes
 from jit_jax.hardware import compiler
 

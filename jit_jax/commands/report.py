@@ -13,7 +13,7 @@ from jit_jax import data
 from jit_jax.commands import command_line
 from jit_jax.errors import UserError
 from jit_jax.evaluation.page import write
-from jit_jax.output.trouble import reason
+from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
 
 

@@ -136,7 +136,7 @@ def _open_reference(names, config: dict, files: Files) -> tuple[Statistics | lis
         return [], ''
     with_images = bool(set(names) & set(inception_scores.WITH_IMAGES))
     name = files.reference or 'train'
-    reference = open_reference(name, config, with_images)
+    reference = open_reference(name, config, with_images=with_images)
     if isinstance(reference, Statistics) or not files.cache:
         return reference, ''
     return reference, statistics_file(files.cache, name, reference, config, files.inception)

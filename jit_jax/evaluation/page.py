@@ -30,7 +30,7 @@ from jit_jax.evaluation.slot_picture import CAPTION, slots
 from jit_jax.output import files
 from jit_jax.output.charts import WIDTH, chart
 from jit_jax.output.images import save_png
-from jit_jax.output.trouble import reason
+from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
 
 TRAIN_IMAGES, HELD_OUT_IMAGES = 2048, 256  # at most, for the nearest neighbours

@@ -19,7 +19,7 @@ class Statistics(NamedTuple):
     covariance: np.ndarray
 
 
-def open_reference(name: str, config: dict, with_images: bool) -> Statistics | list:
+def open_reference(name: str, config: dict, *, with_images: bool) -> Statistics | list:
     """What --reference names: Statistics, or a list of sources of images.
 
     Args:
@@ -32,7 +32,7 @@ def open_reference(name: str, config: dict, with_images: bool) -> Statistics | l
     something else.
     """
     if name.endswith('.npz') and os.path.exists(name):
-        return _open_file(name, with_images)
+        return _open_file(name, with_images=with_images)
     if os.path.isdir(name):
         model = config['model']
         shape = {'image_size': model['image_size'], 'channels': model['channels']}
@@ -48,7 +48,7 @@ def open_reference(name: str, config: dict, with_images: bool) -> Statistics | l
     return [build.source(config, split=name)]
 
 
-def _open_file(path: str, with_images: bool) -> Statistics | list:
+def _open_file(path: str, *, with_images: bool) -> Statistics | list:
     with open_npz(path) as file:
         has_images, has_statistics = 'arr_0' in file.files, 'mu' in file.files
         if has_images and (with_images or not has_statistics):

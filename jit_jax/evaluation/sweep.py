@@ -13,8 +13,8 @@ from etils import epath
 
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
-from jit_jax.evaluation.cells import Cell, CellMeasure
 from jit_jax.evaluation.kept_files import keep
+from jit_jax.evaluation.results import Cell, CellMeasure
 from jit_jax.output import charts
 from jit_jax.output.images import save_png
 

@@ -52,7 +52,7 @@ def needed(
             parameters[int(instruction.arguments)] = wanted
         if not wanted or instruction.op in ('parameter', 'tuple'):
             continue
-        shares = _shares(program, body, instruction, wanted, instruction.name in in_place)
+        shares = _shares(program, body, instruction, wanted, in_place=instruction.name in in_place)
         for place, (name, elements) in enumerate(zip(instruction.operands, shares, strict=True)):
             if place == 0 and instruction.op in SLICES:
                 # Slices of one operand add up, each counted once; what is pointwise overlaps.
@@ -114,7 +114,7 @@ def _bytes_written(program, body, result: Instruction, writer: Instruction, shap
 
 
 def _shares(
-    program: Program, body: Computation, c: Instruction, want: float, in_place: bool
+    program: Program, body: Computation, c: Instruction, want: float, *, in_place: bool
 ) -> list[float]:
     """Elements of each operand of `c` that `want` elements of it need."""
     sizes = [body[name].elements if name in body else 0 for name in c.operands]

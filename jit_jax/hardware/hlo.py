@@ -4,7 +4,8 @@
     program.entry                      # the computation that runs first, by instruction name
     program.source(instruction)        # the Python line it comes from
 
-Nothing here knows what an instruction costs: `fusions.py`, `products.py` and `kernels.py` do.
+Nothing here knows what an instruction costs: `fusions.py`, `matrix_products.py` and `kernels.py`
+do.
 """
 
 import math

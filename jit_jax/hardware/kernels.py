@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jit_jax.hardware import fusions, loops
+from jit_jax.hardware import fusions, trip_counts
 from jit_jax.hardware.hlo import Computation, Instruction, Program
-from jit_jax.hardware.products import Product, attention_kernel, products
+from jit_jax.hardware.matrix_products import Product, attention_kernel, products
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 COLLECTIVES += ('ragged-all-to-all', 'collective-broadcast')
@@ -97,8 +97,8 @@ def _kernels(program: Program, computation: Computation, times: int) -> list[Ker
     found = []
     for instruction in computation.values():
         if instruction.op == 'while':
-            _, body = loops.condition_and_body(program, instruction)
-            found += _kernels(program, body, times * loops.turns(program, instruction))
+            _, body = trip_counts.condition_and_body(program, instruction)
+            found += _kernels(program, body, times * trip_counts.turns(program, instruction))
         elif instruction.op == 'conditional':
             branches = (program.computations[name] for name in _branches(instruction))
             ways = [_kernels(program, branch, times) for branch in branches]
@@ -121,8 +121,8 @@ def _every(
     for instruction in computation.values():
         yield instruction, times
         if instruction.op == 'while':
-            _, body = loops.condition_and_body(program, instruction)
-            yield from _every(program, body, times * loops.turns(program, instruction))
+            _, body = trip_counts.condition_and_body(program, instruction)
+            yield from _every(program, body, times * trip_counts.turns(program, instruction))
         names = _branches(instruction) if instruction.op == 'conditional' else []
         if instruction.called in program.computations:
             names.append(instruction.called)

@@ -8,7 +8,7 @@ better program could gain, not what a stopwatch will show.
 
 from jit_jax.hardware.cards import Card
 from jit_jax.hardware.kernels import Kernel
-from jit_jax.hardware.products import Product
+from jit_jax.hardware.matrix_products import Product
 
 REACHED = 0.8  # of the peak: what large products reach at best
 ASSUMES = (

@@ -116,7 +116,7 @@ def hidden_width(width: int) -> int:
     return int(int(4 * width) * 2 / 3)
 
 
-def slot_counts(model, cond_slots: int, labelled: bool) -> tuple[int, int]:
+def slot_counts(model, cond_slots: int, *, labelled: bool) -> tuple[int, int]:
     """Slots of a program before and after class tokens enter.
 
     model: a `JiT`. cond_slots: condition patches of the program. labelled: class tokens enter.
@@ -127,7 +127,7 @@ def slot_counts(model, cond_slots: int, labelled: bool) -> tuple[int, int]:
     return before, min(before + (model.class_tokens if labelled else 0), SLOTS)
 
 
-def forward_multiply_adds(model, cond_slots: int = 0, labelled: bool = True) -> int:
+def forward_multiply_adds(model, cond_slots: int = 0, *, labelled: bool = True) -> int:
     """Multiply-adds of one image's forward pass, in products: what the paper's table calls Gflops.
 
     Arguments as in `slot_counts`.
@@ -141,7 +141,7 @@ def forward_multiply_adds(model, cond_slots: int = 0, labelled: bool = True) -> 
         logits_and_their_use = 2 * S * S * D
         return projections + logits_and_their_use
 
-    before, after = slot_counts(model, cond_slots, labelled)
+    before, after = slot_counts(model, cond_slots, labelled=labelled)
     blocks = model.class_start * block(before) + (model.depth - model.class_start) * block(after)
     embedding = (N + cond_slots) * model.bottleneck * (P + D)
     output = N * D * P

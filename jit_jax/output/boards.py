@@ -15,7 +15,7 @@ from functools import partial
 
 from jit_jax.errors import UserError
 from jit_jax.output.sinks import Line, Sink, TensorBoard, WeightsAndBiases
-from jit_jax.output.trouble import Trouble
+from jit_jax.output.warnings_once import Trouble
 
 ROOM = 256  # lines that may wait for a slow board
 RETRY_SECONDS = 30.0  # until a board that failed is opened again

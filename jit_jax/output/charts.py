@@ -43,7 +43,7 @@ def _chart_figure(title: str, series: dict[str, list[tuple[int, float]]]):
     axes.set_title(f'{title}, log scale' if on_log else title, loc='left', color=INK, fontsize=10)
     axes.set_xlabel('step', color=INK, fontsize=9)
     axes.set_ylabel(_unit(title), color=INK, fontsize=9)
-    _set_ticks(axes, on_log)
+    _set_ticks(axes, on_log=on_log)
     if len(series) > 1:  # beside the axes, where no curve passes
         figure.legend(loc='outside right upper', frameon=False, fontsize=8, labelcolor=INK)
     return figure
@@ -113,7 +113,7 @@ def _on_log_scale(title: str, series: dict[str, list[tuple[int, float]]]) -> boo
     return 'loss' in title and values.min() > 0 and values.max() > 30 * values.min()
 
 
-def _set_ticks(axes, on_log: bool) -> None:
+def _set_ticks(axes, *, on_log: bool) -> None:
     from matplotlib import ticker
 
     if on_log:

@@ -7,7 +7,7 @@ import json
 from etils import epath
 
 from jit_jax.output.files import append, write_whole
-from jit_jax.output.trouble import Trouble
+from jit_jax.output.warnings_once import Trouble
 
 
 class Lines:

@@ -18,7 +18,7 @@ from jit_jax.output.images import save_png
 from jit_jax.output.jsonl import Lines, drop_lines_after
 from jit_jax.output.progress import progress_line, shown
 from jit_jax.output.sinks import Line
-from jit_jax.output.trouble import Trouble
+from jit_jax.output.warnings_once import Trouble
 
 
 class Writer:

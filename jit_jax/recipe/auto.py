@@ -24,7 +24,7 @@ def dtype(wanted: str, device) -> jnp.dtype:
     return jnp.dtype('bfloat16' if fast else 'float32')
 
 
-def scan(wanted: bool | str, platform: str, depth: int, width: int) -> tuple[bool, str]:
+def scan(wanted, platform: str, *, depth: int, width: int) -> tuple[bool, str]:
     """Whether the blocks run as one scanned body, and why, in a few words."""
     if wanted != 'auto':
         return wanted, 'as config.compute.scan says'

@@ -105,6 +105,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
     sharding.check_mesh(mesh, shapes.params)
     places = state_places(config, shapes, mesh)
     backends = attention_backends(config, recipe.model, mesh)
+    n, labelled = condition_slots(config)
     return Programs(
         config=config,
         recipe=recipe,
@@ -116,7 +117,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         like=jax.tree.map(placed, shapes, places),
         attention=backends,
         remarks=remarks(config, recipe.model, mesh, backends, shapes),
-        flops=6 * forward_multiply_adds(recipe.model, *condition_slots(config)),
+        flops=6 * forward_multiply_adds(recipe.model, n, labelled=labelled),
     )
 
 
@@ -142,7 +143,7 @@ def network(config, device=None) -> JiT:
     device = jax.devices()[0] if device is None else device
     m, c = config['model'], config['compute']
     sizes = size(m['variant'])
-    scan, _ = auto.scan(c['scan'], device.platform, sizes['depth'], sizes['width'])
+    scan, _ = auto.scan(c['scan'], device.platform, depth=sizes['depth'], width=sizes['width'])
     architecture = {name: m[name] for name in m if name != 'variant'}
     compute = {name: c[name] for name in COMPUTE if name in c}  # converted runs name some only
     return JiT(**sizes, **architecture, **compute, scan=scan, dtype=auto.dtype(c['dtype'], device))
@@ -235,9 +236,10 @@ def jit_step(recipe: Recipe, mesh, places) -> Callable:
 def attention_backends(config: ConfigDict, model: JiT, mesh) -> str:
     """The attention backends of the step. Raises UserError where the one asked for cannot run."""
     rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
+    n, labelled = condition_slots(config)
     chosen = []
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        for slots in slot_counts(model, *condition_slots(config)):
+        for slots in slot_counts(model, n, labelled=labelled):
             shape = (rows, slots, model.heads, head_width)
             chosen.append(attention.choose(model.attention, model.dtype, shape))
     return ', '.join(dict.fromkeys(chosen))
@@ -246,7 +248,7 @@ def attention_backends(config: ConfigDict, model: JiT, mesh) -> str:
 def remarks(config: ConfigDict, model: JiT, mesh, backends: str, shapes) -> str:
     """What was chosen for these devices and why, in one line."""
     platform = mesh.devices.flat[0].platform
-    scan, why = auto.scan(config.compute.scan, platform, model.depth, model.width)
+    scan, why = auto.scan(config.compute.scan, platform, depth=model.depth, width=model.width)
     blocks = 'scanned' if scan else 'one by one'
     line = f'{model.dtype.name}, attention {backends}, blocks {blocks} ({why})'
     whole = sharding.kept_whole(shapes, mesh)

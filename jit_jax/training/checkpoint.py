@@ -32,7 +32,7 @@ from etils import epath
 from jit_jax.errors import UserError
 from jit_jax.output.files import remote
 from jit_jax.training import manifest as manifests
-from jit_jax.training.differences import differences, listed
+from jit_jax.training.config_differences import differences, listed
 from jit_jax.training.manifest import MANIFEST, Damaged
 from jit_jax.training.processes import every_process, first_process
 from jit_jax.training.retention import Retention

@@ -28,7 +28,7 @@ def update(averages: dict, params: dict, step, ema: EMA) -> dict:
     """
     moved, order = {}, jnp.zeros(())
     for name, decay in zip(names(ema.decays), ema.decays, strict=True):
-        rate = 1 - decay_at(step, decay, ema.warmup)
+        rate = 1 - decay_at(step, decay, warmup=ema.warmup)
         if ema.memory == 'host':
             moved[name], order = _move_in_turn(averages[name], params, rate, order)
         else:
@@ -41,7 +41,7 @@ def names(decays: Sequence[float]) -> list[str]:
     return [f'ema{i}' for i in range(1, len(decays) + 1)]
 
 
-def decay_at(step, decay: float, warmup: bool) -> float | jax.Array:
+def decay_at(step, decay: float, *, warmup: bool) -> float | jax.Array:
     """The decay of one step: at most (1 + step) / (10 + step) while it warms up."""
     return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else decay
 

@@ -63,7 +63,7 @@ def every_process(compute: Callable[[], T]) -> T:
     return result
 
 
-def in_every_process(answer: bool) -> bool:
+def in_every_process(answer) -> bool:
     """Whether the answer is yes in every process; the same in all of them."""
     return bool(np.all(process_allgather(np.asarray(bool(answer)))))
 

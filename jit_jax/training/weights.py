@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 
 from jit_jax.errors import UserError
 from jit_jax.training import manifest as manifests
-from jit_jax.training.differences import listed
+from jit_jax.training.config_differences import listed
 from jit_jax.training.manifest import MANIFEST, UNSIGNED, Damaged, sign
 from jit_jax.training.storage import PARTIAL, absolute, as_items, reason, steps
 

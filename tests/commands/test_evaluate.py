@@ -12,7 +12,7 @@ from PIL import Image
 
 from jit_jax import data, trained
 from jit_jax.commands import evaluate
-from jit_jax.evaluation import cells, image_parts, measure
+from jit_jax.evaluation import image_parts, measure, results
 from jit_jax.recipe import build
 
 
@@ -141,7 +141,7 @@ def test_a_condition_is_measured_with_and_without_guidance(holes, command, monke
     monkeypatch.setattr(trained, 'load', lambda path, ema: (model, params))
     said = command('--metrics=truth', '--num=8')
     (entry,) = entries(command)
-    other = f'_guidance_{cells.GUIDED}'
+    other = f'_guidance_{results.GUIDED}'
     names = {f'{name}{which}' for name in ('psnr', 'ssim') for which in ('', '_baseline', other)}
     assert names <= entry.keys() and all(name in said for name in names)
     assert entry['psnr'] != entry[f'psnr{other}'] and entry['psnr_baseline'] > 10

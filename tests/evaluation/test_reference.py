@@ -22,7 +22,7 @@ def test_what_reference_names(holes, tmp_path):
     images = np.stack([test[i]['image'] for i in range(5)])
 
     def opened(name, with_images=False):
-        return open_reference(str(name), config, with_images)
+        return open_reference(str(name), config, with_images=with_images)
 
     (tmp_path / 'folder').mkdir()
     for i, image in enumerate(images):
@@ -62,4 +62,4 @@ def test_files_that_are_no_reference(holes, tmp_path, content, words):
     else:
         np.savez(path, content)
     with pytest.raises(UserError, match=words):
-        open_reference(str(path), holes[0].config, False)
+        open_reference(str(path), holes[0].config, with_images=False)

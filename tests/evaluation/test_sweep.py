@@ -5,7 +5,7 @@ import pytest
 from jit_jax.commands import command_line, evaluate
 from jit_jax.diffusion.generate import Settings
 from jit_jax.errors import UserError
-from jit_jax.evaluation.cells import Cell
+from jit_jax.evaluation.results import Cell
 from jit_jax.evaluation.sweep import grid, parse_axes
 
 

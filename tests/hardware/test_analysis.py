@@ -8,7 +8,7 @@ from conftest import ROOT
 from jit_jax.hardware import analysis, roofline
 from jit_jax.hardware.cards import cards
 from jit_jax.hardware.kernels import Kernel
-from jit_jax.hardware.products import Product
+from jit_jax.hardware.matrix_products import Product
 
 H100 = cards()['h100']
 

@@ -8,7 +8,7 @@ import pytest
 from jit_jax.output import boards
 from jit_jax.output.boards import Board
 from jit_jax.output.sinks import Line
-from jit_jax.output.trouble import Trouble
+from jit_jax.output.warnings_once import Trouble
 
 
 def a_line(step):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jit_jax.output import files
 from jit_jax.output.jsonl import Lines, drop_lines_after
-from jit_jax.output.trouble import Trouble
+from jit_jax.output.warnings_once import Trouble
 
 
 def line(step, **values):

@@ -1,6 +1,6 @@
 """How often loops turn."""
 
-from jit_jax.hardware import hlo, loops
+from jit_jax.hardware import hlo, trip_counts
 
 LOOP = """
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {{
@@ -26,7 +26,7 @@ ENTRY %main (a: (s32[], f32[4])) -> (s32[], f32[4]) {{
 
 def turns(step: int, known: str = '') -> int:
     program = hlo.parse(LOOP.format(step=step, known=known))
-    return loops.turns(program, program.entry['w'])
+    return trip_counts.turns(program, program.entry['w'])
 
 
 def test_counter_and_limit():
@@ -37,10 +37,10 @@ def test_counter_and_limit():
 def test_what_the_compiler_says_goes_first(program):
     assert turns(1, ', backend_config={"known_trip_count":{"n":"5"}}') == 5
     layers = program('layers_h100')
-    assert loops.turns(layers, layers.entry['while.10']) == 6
+    assert trip_counts.turns(layers, layers.entry['while.10']) == 6
 
 
 def test_a_loop_of_a_tpu_which_says_nothing(program):
     layers = program('layers_v5e')
     loop = next(c for c in layers.entry.values() if c.op == 'while')
-    assert 'known_trip_count' not in loop.attributes and loops.turns(layers, loop) == 6
+    assert 'known_trip_count' not in loop.attributes and trip_counts.turns(layers, loop) == 6

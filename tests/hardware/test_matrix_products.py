@@ -1,7 +1,7 @@
 """Operations of matrix products, against the arithmetic of their shapes."""
 
 from jit_jax.hardware import hlo
-from jit_jax.hardware.products import Product, attention_kernel, products
+from jit_jax.hardware.matrix_products import Product, attention_kernel, products
 
 
 def of(program, name: str) -> list[Product]:

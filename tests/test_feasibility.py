@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import uncond
-from jit_jax import limits
+from jit_jax import feasibility
 from jit_jax.errors import UserError
 from jit_jax.model import sharding
 from jit_jax.model.sizes import forward_multiply_adds
@@ -26,8 +26,8 @@ def a_run(config, mesh=(1, 1, 1)):
 def test_out_of_memory_says_what_to_change():
     config = uncond.get_config('imagenet256_b16')
     one = a_run(config)
-    advise = partial(limits.training_advice, config, one.mesh)
-    with pytest.raises(UserError) as error, limits.enough_memory(advise):
+    advise = partial(feasibility.training_advice, config, one.mesh)
+    with pytest.raises(UserError) as error, feasibility.enough_memory(advise):
         jnp.zeros(1 << 45).block_until_ready()  # 140 TB: a real refusal of the device
     text = str(error.value)
     assert 'out of memory with 1024 images at a time' in text and '\n' not in text
@@ -51,7 +51,7 @@ def test_advice_is_what_the_run_accepts():
         config = uncond.get_config()
         config.batch_size, config.accumulate, config.compute.remat = batch, accumulate, remat
         one = a_run(config, mesh)
-        text = limits.training_advice(config, one.mesh)
+        text = feasibility.training_advice(config, one.mesh)
         flags = dict(re.findall(r'--config\.([a-z_.]+)=(\w+)', text))
         assert ('compute.remat' in flags) == (remat != 'full')
         if 'accumulate' in flags:
@@ -63,20 +63,20 @@ def test_advice_is_what_the_run_accepts():
 def test_other_errors_stay_what_they_are():
     with (
         pytest.raises(jax.errors.JaxRuntimeError, match='broken'),
-        limits.enough_memory(str),
+        feasibility.enough_memory(str),
     ):
         raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
 
 def test_advice_for_what_is_not_training_names_its_own_keys():
     config = uncond.get_config()
-    assert '--config.sample.num' in limits.preview_advice(config)
-    assert '--config.evaluate.batch than 64' in limits.evaluation_advice(config)
+    assert '--config.sample.num' in feasibility.preview_advice(config)
+    assert '--config.evaluate.batch than 64' in feasibility.evaluation_advice(config)
 
 
 def test_a_cpu_run_of_imagenet_says_how_long_it_takes():
     config = uncond.get_config('imagenet256_b16')
-    flops = 6 * forward_multiply_adds(build.network(config), 0, False)
+    flops = 6 * forward_multiply_adds(build.network(config), 0, labelled=False)
     with pytest.raises(UserError, match=r'at least [\d,]{5,} days;.*--yes'):
-        limits.check_patience(config, flops / 1e11 * config.batch_size * config.steps)
-    limits.check_patience(uncond.get_config(), 3600)
+        feasibility.check_patience(config, flops / 1e11 * config.batch_size * config.steps)
+    feasibility.check_patience(uncond.get_config(), 3600)
