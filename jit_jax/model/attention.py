@@ -104,8 +104,8 @@ def xla(q, k, v, valid) -> jax.Array:
     """Plain products, on any platform and of any shape."""
     # Heads before slots: on a CPU the products of [B, H, S, K] are twice as fast.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum('bhqk,bhsk->bhqs', q * scale, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum('bhqk,bhsk->bhqs', q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

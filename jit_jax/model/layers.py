@@ -97,6 +97,8 @@ class RMSNorm(nn.Module):
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
         if shift is None:
             return x * weight
+        # Of the last layer they are bfloat16, and so would 1 + scale be.
+        shift, scale = shift.astype(jnp.float32), scale.astype(jnp.float32)
         # The factors first: the gradients of both need one sum over the slots, not two.
         return x * (weight * (1 + scale))[:, None] + shift[:, None]
 
