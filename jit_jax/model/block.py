@@ -106,9 +106,9 @@ def add(x, h) -> jax.Array:
 
 
 def modulation_of(c, kernel, bias) -> jax.Array:
-    """What time and label say to one block: c [B or 1, D] → [B or 1, 6, D] in c's dtype."""
+    """What time and label say to one block: c [B or 1, D] → float32 [B or 1, 6, D]."""
     width = kernel.shape[0]
     if not split_by_tensor():  # as in `Linear`
         kernel = kernel.reshape(width, -1)
     h = checkpoint_name(product(c, kernel), PRODUCT).reshape(-1, 6, width)
-    return (h.astype(jnp.float32) + bias).astype(c.dtype)
+    return h.astype(jnp.float32) + bias

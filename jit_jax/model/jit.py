@@ -136,7 +136,7 @@ class JiT(nn.Module):
             y = self._label_embedding(label, label_valid)  # [B, D]
             c = c + y
             class_tokens = self._class_tokens(y, label_valid)
-        c = jax.nn.silu(c).astype(self.dtype)
+        c = jax.nn.silu(c)
 
         x = self._run_blocks(x, c, class_tokens, slots, train=train)
         shift, scale = jnp.unstack(self.final_modulation(c), axis=1)
@@ -275,7 +275,8 @@ class JiT(nn.Module):
         def run_block(x, layer):
             params, kernel, bias, key = layer
             rngs = {'dropout': key} if dropout else None
-            modulation = modulation_of(c, kernel, bias)
+            # Rounded here, block by block: so the blocks' gradients of c are summed in float32.
+            modulation = modulation_of(c.astype(self.dtype), kernel, bias)
             return block.apply({'params': params}, x, modulation, layout, rngs=rngs)
 
         # Without a scan, XLA merges what is computed again with what was computed before, unless

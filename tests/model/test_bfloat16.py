@@ -200,21 +200,22 @@ MOVES = {  # what computes nothing, or only rounds
 }
 
 
-def primitives(jaxpr, dtype) -> set[str]:
-    """The names of what computes an array of `dtype`, here and in every program within."""
-    found = set()
+def results(jaxpr, dtype) -> list[tuple[str, tuple]]:
+    """What computes an array of `dtype`, here and in every program within: (name, shape)."""
+    found = []
     for equation in jaxpr.eqns:
         inner = list(jaxprs_in_params(equation.params))
         for program in inner:
-            found |= primitives(program, dtype)
-        if not inner and any(out.aval.dtype == dtype for out in equation.outvars):
-            found.add(equation.primitive.name)
+            found += results(program, dtype)
+        if not inner:
+            arrays = [out.aval for out in equation.outvars]
+            found += [(equation.primitive.name, x.shape) for x in arrays if x.dtype == dtype]
     return found
 
 
 @pytest.mark.parametrize('null', ['mask', 'token'])
 def test_only_products_compute_in_bfloat16(tiny, params, conditioning, null):
-    """And sums of the gradients of two uses: everything else is float32, and rounded at its end."""
+    """All else is float32, rounded at its end; but the stream's gradient has the stream's dtype."""
     net = tiny(null=null, dtype=jnp.bfloat16)
 
     def loss(params, z, t, conditioning):
@@ -222,7 +223,11 @@ def test_only_products_compute_in_bfloat16(tiny, params, conditioning, null):
 
     arguments = params, conditioning['z'], conditioning['t'], conditioning['mixed']
     program = jax.make_jaxpr(jax.grad(loss))(*arguments)
-    assert primitives(program.jaxpr, jnp.bfloat16) - MOVES == {'dot_general', 'add_any'}
+    found = results(program.jaxpr, jnp.bfloat16)
+    assert {name for name, _ in found} - MOVES == {'dot_general', 'add_any'}
+    for name, shape in found:
+        # Two uses of one array add up their gradients.
+        assert name != 'add_any' or shape[1] >= 256, shape
 
 
 def test_gradients_over_65536_rows():
