@@ -71,8 +71,7 @@ def sample(
       cond_grid: int [num, 2], each row's own grid of patches, where a run mixes sizes.
       label: int [num], classes from 0; num_classes is the null class.
       label_valid: bool [num], which images have a label, in a run that mixes conditions.
-      steps, sampler: of the sampler, 'heun', 'euler' or 'multistep'; None is the run's own, as
-        below.
+      steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
       batch_size: how many images at a time, over all devices.
@@ -86,23 +85,11 @@ def sample(
     """
     from jit_jax import trained
 
-    return trained.sample(
-        model,
-        params,
-        key,
-        num,
-        cond=cond,
-        cond_valid=cond_valid,
-        cond_grid=cond_grid,
-        label=label,
-        label_valid=label_valid,
-        steps=steps,
-        sampler=sampler,
-        guidance=guidance,
-        interval=interval,
-        start=start,
-        batch_size=batch_size,
-    )
+    condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    classes = {'label': label, 'label_valid': label_valid}
+    how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    batches = {'start': start, 'batch_size': batch_size}
+    return trained.sample(model, params, key, num, **condition, **classes, **how, **batches)
 
 
 def train(
