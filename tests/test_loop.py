@@ -2,24 +2,29 @@
 the way.
 """
 
+import contextlib
+import dataclasses
 import errno
+import itertools
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shell import assert_same_run, lines, run, train
-from toys import listing
+from shell import assert_same_run, config_of, lines, run, train, weights
+from toys import CONFIG, listing, toy
 
-from jit_jax import loop
+from jit_jax import data, loop
 from jit_jax.commands import replay
 from jit_jax.errors import UserError
 from jit_jax.evaluation.periodic import PeriodicEvaluation
 from jit_jax.evaluation.preview import Preview
+from jit_jax.model.sharding import to_device
 from jit_jax.training import manifest
 from jit_jax.training.checkpoint import Checkpoints
 
@@ -60,6 +65,56 @@ def events(monkeypatch):
     monkeypatch.setattr(PeriodicEvaluation, 'due', lambda self, step: step in (6, 8, 12))
     monkeypatch.setattr(Preview, 'due', lambda self, step: step in (6, 8, 12))
     return done
+
+
+def batches(start: int, stop: int, **changes) -> list[np.ndarray]:
+    """The images of batches number start … stop − 1 of a run with changes to its config."""
+    config = config_of()
+    config.update_from_flattened_dict(changes)
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    some = SimpleNamespace(config=config, train=data.from_arrays(images))
+    with contextlib.closing(loop.open_batches(some, start)) as opened:
+        return [batch['image'] for batch in itertools.islice(opened, stop - start)]
+
+
+def test_batches_are_those_that_the_config_says_from_a_step_on():
+    whole = batches(0, 6)
+    assert len({image.tobytes() for images in whole[:5] for image in images}) == 40
+    np.testing.assert_array_equal(batches(4, 6), whole[4:])
+    assert not np.array_equal(batches(0, 6, seed=1), whole)
+    assert len(batches(0, 1, batch_size=16)[0]) == 16
+    flipped = batches(0, 6, **{'data.flip': True})
+    as_it_is, mirrored = np.array(flipped) == whole, np.array(flipped) == np.flip(whole, 3)
+    rows = as_it_is.all((2, 3, 4)), mirrored.all((2, 3, 4))
+    assert rows[0].any() and rows[1].any() and (rows[0] | rows[1]).all()
+
+
+def test_a_run_is_its_steps_by_hand(short_run, events, tmp_path):
+    """Its first weights, its batches and its noise are those of config.seed."""
+    config = short_run.config.copy_and_resolve_references()
+    config.seed, config.steps = 5, 3
+    run = dataclasses.replace(short_run, config=config)
+    loop.train(run, str(tmp_path / 'run'))
+    key = jax.random.key(5)
+    state = run.init(key)
+    with contextlib.closing(loop.open_batches(run, 0)) as opened:
+        for batch in itertools.islice(opened, 3):
+            state, _ = run.step(state, to_device(batch, run.mesh), key)
+    for which, tree in (('params', state.params), ('ema1', state.ema['ema1'])):
+        found, step = weights(tmp_path / 'run', which)
+        assert step == 3
+        for got, expected in zip(found, jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_loss(tmp_path):
+    config = config_of()
+    config.checkpoint.keep_last, config.checkpoint.keep_best = 1, True
+    with loop.open_checkpoints(SimpleNamespace(config=config), str(tmp_path)) as checkpoints:
+        for step, loss in ((1, 0.3), (2, 0.1), (3, 0.7), (4, 0.2)):
+            checkpoints.save(toy(step), config=CONFIG, metrics={'loss': loss})
+            checkpoints.wait()
+    assert listing(tmp_path) == ['2', '4']
 
 
 def test_save_then_preview_then_evaluate(short_run, events, tmp_path):

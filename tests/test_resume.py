@@ -16,6 +16,7 @@ from jit_jax.errors import UserError
 from jit_jax.recipe import build
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys
+from jit_jax.training.weights import read_weights
 
 
 def way_in(run, workdir):
@@ -96,6 +97,23 @@ def test_manifests_that_are_gone_are_no_fresh_start(short_run, folder):
     (folder / 'checkpoints/4/manifest.json').unlink()
     with pytest.raises(UserError, match='only damaged steps left.*to start over, remove .*run or'):
         way_in(short_run, folder)
+
+
+# From another run's weights.
+
+
+@pytest.mark.parametrize('which', ['', 'params'])
+def test_a_start_from_the_weights_that_are_named(folder, tmp_path, which):
+    config = config_of()
+    config.init_from, config.init_ema = str(folder), which
+    run = build.run(config)
+    with Checkpoints(tmp_path / 'new', keep_last=1) as checkpoints:
+        state, how = resume.starting_state(run, str(tmp_path / 'new'), checkpoints)
+    assert f'Starting from {which or "ema1"} of {folder} at step 4' in how
+    _, there, _ = read_weights(folder, which or 'ema1')
+    assert int(state.step) == 0
+    for got in (state.params, *state.ema.values()):
+        jax.tree.map(np.testing.assert_array_equal, got, there)
 
 
 # config.json.

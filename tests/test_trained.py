@@ -152,6 +152,18 @@ def test_what_the_run_learned_is_accepted(model, params):
         assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2
 
 
+def test_guidance_is_off_outside_the_interval_that_was_asked_for(model, params):
+    def drawn(**how):
+        given = {'label': [0, 3], 'steps': 2}  # at t = 0 and t = 1/2
+        return jit_jax.sample(model('class'), params, KEY, 2, **given, **how).astype(int)
+
+    unguided = drawn()
+    outside = drawn(guidance=6.0, interval=(0.6, 1.0))
+    assert np.abs(outside - unguided).max() <= 1
+    inside = drawn(guidance=6.0, interval=(0.4, 1.0))
+    assert np.abs(inside - unguided).max() > 5
+
+
 def test_a_trajectory_ends_in_the_sample(holes):
     model, params, _, test = holes
     conditioning, _ = held_out.examples(model.config, 1, 0, test)

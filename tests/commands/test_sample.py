@@ -2,11 +2,16 @@
 
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import cond
+from jit_jax import trained
 from jit_jax.commands.sample import load_condition
+from jit_jax.diffusion.generate import Settings
+from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
 
 NET = SimpleNamespace(patch=2, channels=3)
@@ -59,3 +64,31 @@ def test_refused_conditions(tmp_path):
         load_condition([str(tmp_path / 'text.png')], 1, NET)
     with pytest.raises(ValueError, match='2 to 32 pixels in steps of 2.; got 1×1'):
         load_condition([save(tmp_path / 'dot.png', gray[:1, :1])], 1, NET)
+
+
+def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
+    config = cond.get_config('imagenet256_b16_class').to_dict() | {'classes': list('abcde')}
+    own = Settings('heun', 50, 1.0, (0.1, 1.0))
+    model = trained.Model(tiny(), Diffusion(noise_scale=1.0), own, config, 3)
+    loaded, asked = [], []
+
+    def load(*arguments):
+        loaded.append(arguments)
+        return model, 'weights'
+
+    def draw(model, params, key, num, conditioning, settings, *, batch_size):
+        asked.append((params, num, conditioning['label'].tolist(), settings, batch_size, key))
+        yield np.zeros((num, 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(trained, 'load', load)
+    monkeypatch.setattr(trained, 'draw', draw)
+    flags = ('--ema=ema2', '--seed=7', '--num=3', '--batch=2', '--label=c,0')
+    how = ('--steps=4', '--sampler=euler', '--guidance=2.5')
+    for words in (flags, flags + how):
+        code, _, said = command('sample', '--workdir=run', *words, f'--out={tmp_path}/images.npz')
+        assert code == 0, said
+    assert loaded == [('run', 'ema2')] * 2
+    changed = Settings('euler', 4, 2.5, (0.1, 1.0))
+    for (*found, key), settings in zip(asked, (own, changed), strict=True):
+        assert found == ['weights', 3, [2, 0, 2], settings, 2]
+        assert key == jax.random.key(7)

@@ -109,6 +109,15 @@ def test_labels_go_round_the_classes(holes):
     np.testing.assert_array_equal(np.concatenate(labels), np.arange(24) % 10)
 
 
+def test_guidance_is_off_outside_the_interval_of_the_settings(holes):
+    some, params = parts(1, holes, num=4, batch=4), on(1, holes[1])
+    found = [
+        some.part(params, Settings('euler', 2, guidance, interval), 0).images.astype(int)
+        for guidance, interval in ((1.0, (0.0, 1.0)), (6.0, (0.6, 1.0)), (6.0, (0.0, 1.0)))
+    ]
+    assert np.abs(found[1] - found[0]).max() <= 1 < np.abs(found[2] - found[0]).max()
+
+
 def test_batches_and_guidance_share_one_program(holes):
     """Of several held-out batches and values of guidance, only the first compiles."""
     some, params = parts(1, holes, num=40, batch=8), on(1, holes[1])

@@ -52,6 +52,24 @@ def test_when_something_is_due():
     assert not any(evaluation.due(step) for step in range(1, 11))
 
 
+def test_the_average_is_measured_and_not_the_last_weights(monkeypatch):
+    some = config()
+    some.steps = 12
+    run = run_of(some)
+    run.settings = 'as the run samples'
+    monkeypatch.setattr(
+        PeriodicEvaluation, '_make_denoising', lambda self: lambda params: {'mse': params}
+    )
+    monkeypatch.setattr(
+        PeriodicEvaluation, '_make_measure', lambda self: lambda params, how: {'fid': (params, how)}
+    )
+    state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})
+    assert PeriodicEvaluation(run)(state, 12) == {
+        'evaluate/mse': 'average',
+        'evaluate/fid': ('average', 'as the run samples'),
+    }
+
+
 def test_training_refuses_what_it_could_not_measure():
     some = config()
     with pytest.raises(UserError, match='set config.evaluate.inception, or every to 0'):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jit_jax.diffusion.generate import Settings
 from jit_jax.evaluation.preview import Preview, results, sheet
 from jit_jax.output.images import grid
 
@@ -24,6 +25,35 @@ def test_a_grid_is_due_every_few_steps_and_at_the_end(step, due):
     config = SimpleNamespace(steps=14, sample=SimpleNamespace(every=6))
     preview = SimpleNamespace(run=SimpleNamespace(config=config))
     assert Preview.due(preview, step) == due
+
+
+def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
+    asked, written = [], []
+
+    def generate(*arguments):
+        asked.append(arguments)
+        return np.zeros((8, 16, 16, 3), np.float32)  # more than are shown, for the devices' sake
+
+    preview = SimpleNamespace(
+        run=SimpleNamespace(
+            settings=Settings('heun', 2, 1.5, (0.2, 0.8)),
+            model=SimpleNamespace(image_size=16),
+            train=SimpleNamespace(classes=()),
+        ),
+        generate=generate,
+        inputs=('noise', {}),
+        conditioning={},
+        truth=None,
+        num=4,
+        workdir=str(tmp_path),
+    )
+    state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})
+    writer = SimpleNamespace(images=lambda *arguments: written.append(arguments))
+    Preview.draw(preview, state, 12, writer)
+    assert asked == [('average', 'noise', {}, 1.5, (0.2, 0.8))]
+    ((step, name, picture, *paths),) = written
+    assert (step, name, picture.shape) == (12, 'samples', (2 + 2 * 18, 2 + 2 * 18, 3))
+    assert paths == [f'{tmp_path}/samples/{file}.png' for file in ('0000012', 'latest')]
 
 
 def test_classes_stand_below_their_images(holes):

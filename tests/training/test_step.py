@@ -114,6 +114,32 @@ def test_a_lost_row_loses_both_label_and_patches(drawn):
     np.testing.assert_array_equal(drawn['hole'].any(1), ~drawn['lost'])
 
 
+def test_each_thing_that_is_drawn_has_a_key_of_its_own(monkeypatch):
+    """Or what is drawn would hang together, such as the noise of some pixels with the times."""
+    keys = []
+
+    def noting(function, at: int):
+        def noted(*args, **kwargs):
+            keys.append(args[at])
+            return function(*args, **kwargs)
+
+        return noted
+
+    def loss(params, drawn, dropout_key, recipe):
+        keys.append(dropout_key)
+        return params['w'] ** 2
+
+    monkeypatch.setattr(step, 'batch_loss', loss)
+    monkeypatch.setattr(jax.random, 'normal', noting(jax.random.normal, 0))  # times and noise
+    monkeypatch.setattr(conditions, 'drop', noting(conditions.drop, 1))
+    condition = noting(conditions.make('grayscale'), 2)
+    recipe = make_recipe(SimpleNamespace(patch=2, num_classes=5), condition)
+    start = state.start_state({'w': jnp.float32(3.0)}, recipe.optimizer, recipe.ema.decays)
+    step.train_step(start, BATCH, KEY, recipe)
+    assert len(keys) == 5
+    assert len({jax.random.key_data(key).tobytes() for key in keys}) == 5
+
+
 def test_nothing_is_lost_without_drop():
     kept = stub_step(0, drop=0.0)
     assert not kept['lost'].any() and kept['hole'].any(1).all()
