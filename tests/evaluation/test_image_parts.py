@@ -31,6 +31,17 @@ def test_more_images_than_were_kept(holes, tmp_path):
     np.testing.assert_array_equal(drawn(holes, 3, 8, tmp_path), few)
 
 
+def test_image_i_and_its_condition_are_the_same_in_any_batching(holes):
+    params = on(1, holes[1])
+    some, other = (parts(1, holes, num=8, batch=batch) for batch in (8, 4))
+    whole = some.part(params, holes[0].settings, 0)
+    half = other.part(params, holes[0].settings, 4)
+    np.testing.assert_array_equal(whole.truth[4:], half.truth)
+    for name, rows in half.conditioning.items():
+        np.testing.assert_array_equal(whole.conditioning[name][4:], rows)
+    np.testing.assert_allclose(whole.images[4:].astype(int), half.images, atol=1)
+
+
 def test_kept_images_serve_again(holes, tmp_path, monkeypatch):
     first = drawn(holes, 12, 8, tmp_path)
     monkeypatch.setattr(image_parts, 'compiled_sampler', None)  # nobody draws again
