@@ -9,6 +9,7 @@ from measuring import measure, mesh
 
 from jit_jax.errors import UserError
 from jit_jax.evaluation import distances, inception
+from jit_jax.evaluation import measure as measurement
 from jit_jax.evaluation.denoising import DenoisingScore
 from jit_jax.evaluation.image_scores import TruthMetric
 from jit_jax.evaluation.measure import Files, check, make_metrics, measurable
@@ -115,6 +116,18 @@ def test_weights_without_data_are_measured_against_a_reference(holes):
         check(converted, ['denoising'], Files(), 20)
     check(converted, ['is'], Files(inception=__file__), 20)
     check(converted, ['fid'], Files(inception=__file__, reference='stats.npz'), 20)
+
+
+def test_fid_is_against_the_training_images_by_default(holes, monkeypatch):
+    model, _, train, test = holes
+    monkeypatch.setattr(measurement, 'open_network', lambda path, mesh: None)
+    for reference, expected in (('', train), ('test', test)):
+        files = Files(inception='weights.npz', reference=reference)
+        images = {'train': train, 'test': test}
+        (metric,) = make_metrics(['fid'], model, mesh(1), rows=8, files=files, **images)
+        (source,) = metric.reference
+        assert len(source) == len(expected) and len(train) != len(test)
+        np.testing.assert_array_equal(source[0]['image'], expected[0]['image'])
 
 
 def test_files_are_read_before_anything_is_drawn(holes, tmp_path):
