@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CLASSES
 
 from jit_jax.diffusion import conditions, generate
 from jit_jax.diffusion.guidance import guide
@@ -210,6 +211,18 @@ def test_generate_guides_away_from_the_network_without_condition_slots(
     np.testing.assert_allclose(
         first_step((0.1, 1.0), conditioning['z']), x, atol=1e-4
     )  # at t = 0 not yet guided
+    assert np.abs(x - x0).max() > 0.01
+
+
+def test_generate_guides_a_class_away_from_the_null_class(tiny, params, conditioning, run):
+    label, zero = np.array([0, 1, 2, 3, 4], np.int32), np.zeros(5, np.float32)
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    guided = draw(params, conditioning['z'], {'label': label}, 3.0, (0.0, 1.0))
+    z = 0.5 * conditioning['z']
+    x, _ = run(tiny(), params, z, zero, label=label)
+    x0, _ = run(tiny(), params, z, zero, label=np.full_like(label, CLASSES))
+    np.testing.assert_allclose(guided, x0 + 3 * (x - x0), atol=1e-4)
     assert np.abs(x - x0).max() > 0.01
 
 

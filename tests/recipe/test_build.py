@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from configs import cond, uncond
+from jit_jax.diffusion.generate import Settings
+from jit_jax.model.sizes import VARIANTS
 from jit_jax.recipe import build
 from jit_jax.training.ema import EMA
 
@@ -57,6 +59,22 @@ def test_adamw_has_the_moments_and_the_decay_of_the_config():
             updates, state = optimizer.update(gradients, state, found[i])
             found[i] = optax.apply_updates(found[i], updates)
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_the_network_and_its_samples_are_those_of_the_config():
+    config = uncond.get_config('imagenet512_h32')
+    how = {'compute.remat': 'dots', 'compute.attention': 'xla', 'compute.dead_slots': 'keep'}
+    how |= {'compute.scan': True, 'model.tables': 'zero', 'model.null': 'token'}
+    how |= {'model.channels': 1, 'model.num_classes': 7, 'model.freeze_tables': False}
+    how |= {'sample.sampler': 'euler', 'sample.steps': 9, 'sample.guidance': 1.7}
+    how |= {'sample.interval': (0.2, 0.7)}
+    model = recipe_of(config, **how).model
+    for section in ('model', 'compute'):
+        for name in vars(model).keys() & dict(config[section]).keys() - {'dtype'}:
+            assert getattr(model, name) == config[section][name], name
+    for name, value in VARIANTS['H'].items():
+        assert getattr(model, name) == value, name
+    assert build.settings(config) == Settings('euler', 9, 1.7, (0.2, 0.7))
 
 
 def conditioning_of(**changes):
