@@ -153,6 +153,7 @@ def test_draw_is_the_equations():
 
 def test_batch_loss_is_the_mean_v_loss():
     def apply(variables, z, t, train, rngs):
+        assert train and rngs == {'dropout': KEY}  # or there would be no dropout
         return variables['params'] * z
 
     recipe = make_recipe(SimpleNamespace(apply=apply, patch=2, num_classes=5), drop=0.0)
