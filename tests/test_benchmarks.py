@@ -182,3 +182,11 @@ def test_compare_says_what_is_missing(env, tmp_path):
         .splitlines()[-1]
         .startswith('error: --official names the folder of the official code')
     )
+
+
+@pytest.mark.slow
+def test_start(env, tmp_path):
+    tiny = ['--config=uncond', f'--config.model.variant={TINY}', '--config.steps=2']
+    rows = table(run(['-m', 'benchmarks.start', *tiny], env | {'PYTHONPATH': ROOT}, tmp_path))
+    assert list(rows) == ['cache empty', 'cache full']
+    assert rows['cache full'][0] < rows['cache empty'][0]
