@@ -356,7 +356,7 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path
         tmp_path,
     )
     for command in rest:
-        run([*command[1:], '--steps=2'], env, tmp_path)
+        run(['-m', 'jit_jax', *command[1:], '--steps=2'], env, tmp_path)
     assert Image.open(tmp_path / 'pairs.png').size == (
         2 + 2 * (3 * 32 + 2),
         2 + 8 * (32 + 2),

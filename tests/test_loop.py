@@ -191,11 +191,11 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_is_good(short_run, monk
     def slow_seal(folder, about):
         if about['step'] == 8:
             stuck.set()
-            gate.wait(60)
+            gate.wait(300)
         seal(folder, about)
 
     def press_twice():
-        stuck.wait(60)
+        stuck.wait(300)
         for _ in range(2):
             time.sleep(0.5)
             kill(signal.SIGINT)

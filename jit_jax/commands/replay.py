@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.source_info_util import summarize
 from ml_collections import ConfigDict
 
@@ -35,7 +35,13 @@ from jit_jax.training.state import TrainState
 from jit_jax.training.step import batch_loss, draw
 
 # Operations that hold a program of their own, and the parameter where it lies.
-INNER = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'custom_jvp_call': 'call_jaxpr'}
+INNER = {
+    'jit': 'jaxpr',
+    'pjit': 'jaxpr',
+    'checkpoint': 'jaxpr',
+    'custom_jvp_call': 'call_jaxpr',
+    'custom_vjp_call': 'call_jaxpr',
+}
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -159,7 +165,10 @@ def _walk(closed, args: list) -> tuple[str | None, list | None]:
         values = [value(variable) for variable in operation.invars]
         name = operation.primitive.name
         if name in INNER:
-            found, outputs = _walk(operation.params[INNER[name]], values)
+            inner = operation.params[INNER[name]]
+            if isinstance(inner, Jaxpr):  # rematerialisation's has no constants of its own
+                inner = ClosedJaxpr(inner, ())
+            found, outputs = _walk(inner, values)
         else:
             found, outputs = _compute(operation, values)
         if found:

@@ -98,7 +98,7 @@ def test_a_converted_folder_is_drawn_too(tmp_path, capsys):
     folder = tmp_path / 'official'
     folder.mkdir()
     architecture = uncond.get_config().model.to_dict() | {'num_classes': 10}
-    config = convert._run_config(architecture, convert.PUBLISHED_DECAYS)
+    config = convert.run_config(architecture, convert.PUBLISHED_DECAYS)
     (folder / 'config.json').write_text(json.dumps(config))
     report.main(SimpleNamespace(workdir=str(folder)))
     said = capsys.readouterr().out
