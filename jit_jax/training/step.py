@@ -41,7 +41,7 @@ def train_step(state: TrainState, batch: dict, key, recipe: Recipe) -> tuple[Tra
     draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     drawn = draw(batch, draw_key, recipe)
     loss, gradients = loss_and_gradients(state.params, drawn, dropout_key, recipe)
-    rate, norm = recipe.learning_rate(state.step), optax.global_norm(gradients)
+    rate, norm = recipe.learning_rate(state.step), optax.tree.norm(gradients)
     state = apply_gradients(state, gradients, loss, recipe)
     return state, {'loss': state.loss_mean, 'learning_rate': rate, 'grad_norm': norm}
 
