@@ -30,7 +30,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
     return recipe(preset)
 
 
-def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
+def imagenet(preset: str) -> ConfigDict:
     """The published recipe (arXiv 2511.13720, appendix A): 600 epochs at batch 1024."""
     image_size, variant = int(preset[8:11]), preset[12].upper()
     config = ConfigDict()
@@ -47,6 +47,21 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     # (data, fsdp, tensor); -1 takes the devices that are left, fsdp as many as the size divides by
     config.mesh = (1, -1, 1)
 
+    _model(config, variant, image_size)
+    _compute(config)
+    _data(config)
+    _condition(config)
+    _diffusion(config, image_size)
+    _optimizer(config, epoch)
+    _ema(config)
+    _checkpoint(config)
+    _sample(config)
+    _evaluate(config)
+    _wandb(config)
+    return config
+
+
+def _model(config: ConfigDict, variant: str, image_size: int) -> None:
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
     config.model.variant = variant  # a size: digits, S, B, L, H, G, or one spelled out
     config.model.image_size = image_size  # side of the target in pixels, a multiple of 16
@@ -56,6 +71,8 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.model.freeze_tables = True  # the target's tables stay, as published
     config.model.null = 'mask'  # no condition is dead slots (mask) or a learned token (token)
 
+
+def _compute(config: ConfigDict) -> None:
     config.compute = ConfigDict()  # how the same function is computed
     # float32, bfloat16, or auto: bfloat16 where the device has units for it (TPUs, and NVIDIA's
     # cards from compute capability 8.0)
@@ -71,6 +88,8 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     # where compiled programs stay between runs; '': nowhere
     config.compute.cache = CACHE
 
+
+def _data(config: ConfigDict) -> None:
     config.data = ConfigDict()  # where images come from
     config.data.kind = 'tfds'  # digits, tfds, folder, pairs
     config.data.path = ''  # TFDS: data_dir; folders: the folder
@@ -83,6 +102,8 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.data.threads = 8  # batches made at a time, each by one thread
     config.data.prefetch = 8  # batches kept ready
 
+
+def _condition(config: ConfigDict) -> None:
     config.condition = ConfigDict()  # what the model is conditioned on, in the first 256 slots
     config.condition.kind = 'none'  # a name of conditions.KINDS; a+b: both; a|b: either, row by row
     # probability of a row to lose its condition: trains the null branch
@@ -90,12 +111,16 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
 
+
+def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion = ConfigDict()  # the noise that training sees
     config.diffusion.noise_scale = image_size / 256  # standard deviation at t = 0
     config.diffusion.t_mean = -0.8  # of logit t
     config.diffusion.t_std = 0.8  # of logit t
     config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
 
+
+def _optimizer(config: ConfigDict, epoch: FieldReference) -> None:
     config.optimizer = ConfigDict()  # AdamW, or Muon and Adam
     config.optimizer.base_lr = 5e-5  # at batch 256; scales with the batch
     config.optimizer.b1 = 0.9  # decay of the first moment
@@ -107,18 +132,24 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.optimizer.warmup = 5 * epoch  # steps
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
+
+def _ema(config: ConfigDict) -> None:
     config.ema = ConfigDict()  # averages of the weights, of which samples are drawn
     config.ema.decays = (0.9999, 0.9996)  # ema1, ema2
     # or host: saves 8 bytes a parameter, and costs their way there and back each step
     config.ema.memory = 'device'
     config.ema.warmup = False  # start with a low decay: for short runs
 
+
+def _checkpoint(config: ConfigDict) -> None:
     config.checkpoint = ConfigDict()  # see docs/checkpoints.md
     config.checkpoint.every = 2500  # steps
     config.checkpoint.keep_last = 2  # how many of the newest stay, at least 1
     config.checkpoint.keep_every = 125_000  # steps; 0: only the last ones
     config.checkpoint.keep_best = False  # and the one with the lowest loss
 
+
+def _sample(config: ConfigDict) -> None:
     config.sample = ConfigDict()  # the grids of a run, and the defaults of `jit_jax.sample`
     config.sample.every = 10_000  # steps between grids
     config.sample.num = 64  # images in a grid
@@ -127,6 +158,8 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
 
+
+def _evaluate(config: ConfigDict) -> None:
     config.evaluate = ConfigDict()  # while training: what `jit-jax evaluate` says afterwards
     config.evaluate.every = 0  # steps between evaluations of generated images; 0: none
     config.evaluate.num = 8000  # images generated for one
@@ -140,9 +173,10 @@ def imagenet(preset: str) -> ConfigDict:  # noqa: PLR0915 a key a line
     config.evaluate.denoise_every = 1000
     config.evaluate.denoise_num = 1024  # how many of them
 
+
+def _wandb(config: ConfigDict) -> None:
     config.wandb = ConfigDict()  # Weights & Biases
     config.wandb.project = ''  # where the run is shown as well; '': nowhere
-    return config
 
 
 def digits(preset: str) -> ConfigDict:

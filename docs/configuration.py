@@ -32,18 +32,25 @@ def recipe() -> list[tuple[str, str, str]]:
     config = uncond.get_config('imagenet256_b16')
     text = (ROOT / 'configs/uncond.py').read_text()
     lines = text.splitlines()
-    (function,) = (node for node in ast.parse(text).body if getattr(node, 'name', '') == 'imagenet')
-    rows, done = [], function.lineno
-    for statement in function.body:
-        target = ast.unparse(getattr(statement, 'targets', [ast.Constant('')])[0])
-        if target.startswith('config.'):
-            key = target.removeprefix('config.')
-            value = reduce(lambda section, name: section[name], key.split('.'), config)
-            code = ast.get_source_segment(text, statement.value)
-            comment = comments(lines[done : statement.end_lineno])
-            rows.append((key, default(statement.value, code, value), comment))
-        done = statement.end_lineno
+    rows = []
+    for function in sections(ast.parse(text)):
+        done = function.lineno
+        for statement in function.body:
+            target = ast.unparse(getattr(statement, 'targets', [ast.Constant('')])[0])
+            if target.startswith('config.'):
+                key = target.removeprefix('config.')
+                value = reduce(lambda section, name: section[name], key.split('.'), config)
+                code = ast.get_source_segment(text, statement.value)
+                comment = comments(lines[done : statement.end_lineno])
+                rows.append((key, default(statement.value, code, value), comment))
+            done = statement.end_lineno
     return rows
+
+
+def sections(tree: ast.Module) -> list[ast.FunctionDef]:
+    """The functions that make the published recipe: of the run, and one for each section."""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [node for node in functions if node.name == 'imagenet' or node.name.startswith('_')]
 
 
 def comments(lines: list[str]) -> str:
