@@ -184,7 +184,9 @@ def test_a_stop_saves_and_skips_what_can_wait(
 EVALUATE = loop.Training.evaluate
 
 
-def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_is_good(short_run, monkeypatch, tmp_path):
+def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_is_good(
+    short_run, monkeypatch, tmp_path, request
+):
     """The first waits for the save under way, here a stuck one; the second abandons it."""
     gate, seal, stuck = threading.Event(), manifest.seal, threading.Event()
 
@@ -202,6 +204,9 @@ def test_a_second_ctrl_c_ends_at_once_and_what_was_saved_is_good(short_run, monk
 
     monkeypatch.setattr(manifest, 'seal', slow_seal)
     folder = tmp_path / 'run'
+    # A shell that starts pytest in the background has it ignore Ctrl-C.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     threading.Thread(target=press_twice, daemon=True).start()
     began = time.time()
