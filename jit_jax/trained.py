@@ -74,19 +74,26 @@ def sample(
     inputs.check_count('num', num, 1)
     inputs.check_count('start', start, 0)
     inputs.check_count('batch_size', batch_size, 1)
-    inputs.check_settings(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
-    given = arrays_given(
-        cond=cond,
-        cond_valid=cond_valid,
-        cond_grid=cond_grid,
-        label=label,
-        label_valid=label_valid,
-    )
-    inputs.check_conditioning(model.config, model.net, num, given)
-    inputs.check_guidance(model.config, guidance, given)
-    settings = model.sampling(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    classes = {'label': label, 'label_valid': label_valid}
+    changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    given, settings = checked(model, num, condition | classes, changes)
     batches = draw(model, params, key, num, given, settings, start=start, batch_size=batch_size)
     return np.concatenate(list(batches))
+
+
+def checked(
+    model: Model, num: int, conditioning: dict, changes: dict
+) -> tuple[dict[str, np.ndarray], Settings]:
+    """The conditioning that is given, as arrays, and the settings with the changes that are.
+
+    Raises UserError for what the run has not learned or cannot do.
+    """
+    inputs.check_settings(**changes)
+    given = arrays_given(**conditioning)
+    inputs.check_conditioning(model.config, model.net, num, given)
+    inputs.check_guidance(model.config, changes['guidance'], given)
+    return given, model.sampling(**changes)
 
 
 def arrays_given(**rows) -> dict[str, np.ndarray]:
@@ -144,17 +151,10 @@ def trajectory(
     Arguments and errors as in `jit_jax.sample`, with one row each. z_t and x̂ are float32 [H, W, C]
     in about [−1, 1].
     """
-    inputs.check_settings(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
-    given = arrays_given(
-        cond=cond,
-        cond_valid=cond_valid,
-        cond_grid=cond_grid,
-        label=label,
-        label_valid=label_valid,
-    )
-    inputs.check_conditioning(model.config, model.net, 1, given)
-    inputs.check_guidance(model.config, guidance, given)
-    settings = model.sampling(steps=steps, sampler=sampler, guidance=guidance, interval=interval)
+    condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    classes = {'label': label, 'label_valid': label_valid}
+    changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    given, settings = checked(model, 1, condition | classes, changes)
     passes = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
 
     def watch(t, z, x_hat):
