@@ -188,7 +188,8 @@ def draw_images(
 
     def picture(images):
         classes = model.config['classes'] if 'classes' in model.config else []
-        return preview.sheet(images, conditioning, truth, model.net, classes)
+        kinds = held_out.kinds(model.config, args.num, args.seed) if truth is not None else []
+        return preview.sheet(images, conditioning, truth, model.net, classes, kinds)
 
     kind = destination.kind(args.out)
     if kind == destination.GRID:

@@ -180,10 +180,16 @@ def make(kind: str, *, factor: int = 2, hole: tuple[int, int] = (4, 12)) -> Call
             return {}
         if len(made) == 1:
             return made[0]
-        choice = jax.random.randint(jax.random.fold_in(key, 255), (len(x),), 0, len(made))
-        return _either(made, choice, x)
+        return _either(made, choose(len(made), key, len(x)), x)
 
     return condition
+
+
+def choose(options: int, key, rows: int) -> jax.Array:
+    """Which of the options joined by | each row gets under a key of `make`'s function: int32
+    [rows].
+    """
+    return jax.random.randint(jax.random.fold_in(key, 255), (rows,), 0, options)
 
 
 def _either(made: list[Conditioning], choice, x) -> Conditioning:

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jit_jax.diffusion.conditions import from_uint8
+from jit_jax.diffusion.conditions import choose, from_uint8
 from jit_jax.recipe import build
 
 
@@ -27,6 +27,22 @@ def examples(
     condition = build.condition(config)
     conditioning = _condition_each(batch, jax.random.key(seed), np.asarray(index), condition)
     return jax.tree.map(np.asarray, conditioning), batch['image']
+
+
+def kinds(config, count: int, seed: int, start: int = 0) -> list[str]:
+    """The kind of condition of each row of `examples`, where config.condition.kind joins several by
+    |; else none.
+    """
+    options = config['condition']['kind'].split('|')
+    if len(options) == 1:
+        return []
+    key = jax.random.key(seed)
+
+    def one(i):
+        return choose(len(options), jax.random.fold_in(key, i), 1)[0]
+
+    chosen = jax.vmap(one)(np.arange(start, start + count))
+    return [options[i] for i in np.asarray(chosen)]
 
 
 @partial(jax.jit, static_argnums=3)

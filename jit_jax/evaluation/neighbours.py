@@ -52,7 +52,9 @@ def nearest(
     columns = [samples[order]]
     for k in range(min(NEAREST, len(train))):
         columns.append(train[np.argsort(found[order], 1)[:, k]])
-    return _sentences(least, held_out, train, len(order)), grid(np.concatenate(columns, 2), 3)
+    heads = ('sample', 'nearest', 'second', 'third')[: len(columns)]
+    picture = grid(np.stack(columns, 1), 3, heads=heads)
+    return _sentences(least, held_out, train, len(order)), picture
 
 
 def _sentences(

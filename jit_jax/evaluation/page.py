@@ -14,6 +14,7 @@ import os
 import platform
 import re
 from importlib.metadata import version
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
 from jit_jax.evaluation import held_out, neighbours
 from jit_jax.evaluation.curves import families
-from jit_jax.evaluation.preview import results
+from jit_jax.evaluation.preview import LATEST
 from jit_jax.evaluation.slot_picture import CAPTION, slots
 from jit_jax.output import files
 from jit_jax.output.charts import WIDTH, chart
@@ -119,7 +120,7 @@ class Page:
         path = os.path.join(self.folder, f'{name}.png')
         save_png(path, image)
         content = base64.b64encode(epath.Path(path).read_bytes()).decode()
-        width = width or min(2 * image.shape[1], 1000)
+        width = width or min(image.shape[1], 1000)
         kind = ' class="smooth"' if smooth else ''
         source = f'src="data:image/png;base64,{content}"'
         self.parts.append(
@@ -175,12 +176,19 @@ def _add_samples(page: Page, workdir: str, config: dict, train, test) -> None:
         image = Image.fromarray(grids[step])
         image.thumbnail((320, 640))
         page.picture(f'samples-{step:07d}', np.asarray(image), f'step {step}', width=156)
-    newest = grids[steps[-1]]
     page.section('The newest samples', f'Step {steps[-1]}.')
-    page.picture('newest', newest)
-    if train is not None:
-        size, count = config['model']['image_size'], config['sample']['num']
-        _add_neighbours(page, results(newest, size, count, triples=triples), train, test)
+    page.picture('newest', grids[steps[-1]])
+    samples = _newest(epath.Path(workdir) / 'samples' / LATEST)
+    if train is not None and samples is not None:
+        _add_neighbours(page, samples, train, test)
+
+
+def _newest(path: epath.Path) -> np.ndarray | None:
+    """The newest samples, uint8 [N, S, S, C]; None where no file holds them, as in older runs."""
+    try:
+        return np.load(io.BytesIO(path.read_bytes()))['arr_0']
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
 
 
 def _grids(folder: epath.Path) -> dict[int, np.ndarray]:

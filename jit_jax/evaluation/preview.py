@@ -1,4 +1,4 @@
-"""Pictures of a run: the grid that refreshes while it learns, and condition | result | truth."""
+"""Pictures of a run: the grid that refreshes while it learns, and condition, result and truth."""
 
 import os
 
@@ -10,10 +10,10 @@ from jit_jax.diffusion import conditions
 from jit_jax.diffusion.generate import compiled_sampler, noise
 from jit_jax.evaluation import held_out
 from jit_jax.model import sharding
-from jit_jax.output.images import captioned, grid, to_uint8
+from jit_jax.output.images import grid, to_uint8
 from jit_jax.recipe import build
 
-GAP = 2  # pixels of white between the images of a grid
+LATEST = 'latest.npz'  # arr_0 uint8 [N, H, W, C], the images of the newest grid without labels
 
 
 class Preview:
@@ -29,6 +29,7 @@ class Preview:
         seed, how = run.config.seed, run.settings
         rows = sharding.whole_rows(self.num, run.mesh)  # all devices draw; the rest is dropped
         self.conditioning, self.truth = held_out.examples(run.config, rows, seed, run.test)
+        self.kinds = held_out.kinds(run.config, self.num, seed)
         z = noise(jax.random.key(seed), 0, rows, run.model)
         self.inputs = sharding.spread((z, self.conditioning), run.mesh)
         self.generate = compiled_sampler(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
@@ -39,63 +40,71 @@ class Preview:
         return step % config.sample.every == 0 or step == config.steps
 
     def draw(self, state, step: int, writer) -> None:
-        """Writes samples/<step>.png, and the same picture as samples/latest.png."""
+        """Writes samples/<step>.png, the same picture as samples/latest.png, and the images
+        themselves as samples/latest.npz.
+        """
         how = self.run.settings
         images = self.generate(state.ema['ema1'], *self.inputs, how.guidance, how.interval)
         images = to_uint8(multihost_utils.process_allgather(images, tiled=True))
         images, conditioning, truth = jax.tree.map(
             lambda x: x[: self.num], (images, self.conditioning, self.truth)
         )
-        picture = sheet(images, conditioning, truth, self.run.model, self.run.train.classes)
+        classes = self.run.train.classes
+        picture = sheet(images, conditioning, truth, self.run.model, classes, self.kinds)
         folder = os.path.join(self.workdir, 'samples')
         paths = [os.path.join(folder, name) for name in (f'{step:07d}.png', 'latest.png')]
-        writer.images(step, 'samples', picture, *paths)
+        archives = {os.path.join(folder, LATEST): images}
+        writer.images(step, 'samples', picture, *paths, archives=archives)
 
 
 def sheet(
-    images: np.ndarray, conditioning: dict, truth: np.ndarray | None, model, classes=()
+    images: np.ndarray,
+    conditioning: dict,
+    truth: np.ndarray | None,
+    model,
+    classes=(),
+    kinds=(),
 ) -> np.ndarray:
     """A grid of samples: uint8 [N, S, S, C] → uint8 [·, ·, 3].
 
-    With a condition image each is condition | result | truth, or without the truth where that is
-    None. Samples of a class have its name below.
+    With a condition image each is condition · result · truth, or without the truth where that is
+    None. Below a sample stand its kind of condition, where `kinds` names one for each, and its
+    class.
     """
     columns = max(1, round(len(images) ** 0.5))
+    heads = ()
     shown = conditions.picture(conditioning, model.image_size)
     if shown is not None:
-        parts = [to_uint8(shown), images]
+        parts = {'condition': to_uint8(shown), 'result': images}
         if truth is not None:
-            parts.append(truth)
-        images = np.concatenate(parts, 2)
+            parts['truth'] = truth
+        heads, images = tuple(parts), np.stack(list(parts.values()), 1)
         columns = max(1, columns // 2)
+    captions = _captions(len(images), conditioning, classes, kinds)
+    return grid(images, columns, heads=heads, captions=captions)
+
+
+def _captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
+    """What stands below each sample; nothing at all where there is nothing to say of any."""
+    lines = [[kind] for kind in kinds] if kinds else [[] for _ in range(count)]
     if 'label' in conditioning:
         names = dict(enumerate(classes))
-        texts = [names.get(int(label), str(label)) for label in conditioning['label']]
-        images = captioned(images, texts)
-    return grid(images, columns, GAP)
-
-
-def results(picture: np.ndarray, size: int, count: int, *, triples: bool) -> np.ndarray:
-    """The first `count` samples of a `sheet`, uint8 [count, size, size, 3].
-
-    Of triples it is the middle image, and never what is written below.
-    """
-    width = size * 3 if triples else size
-    columns = (picture.shape[1] - GAP) // (width + GAP)
-    high = (picture.shape[0] - GAP) // -(-count // columns)  # of a row, with its gap
-    first = GAP + size if triples else GAP
-    found = []
-    for i in range(count):
-        y, x = GAP + i // columns * high, first + i % columns * (width + GAP)
-        found.append(picture[y : y + size, x : x + size])
-    return np.stack(found)
+        said = conditioning.get('label_valid', np.ones(count, bool))
+        for line, label, is_said in zip(lines, conditioning['label'], said, strict=True):
+            if is_said:
+                line.append(names.get(int(label), str(label)))
+    captions = [' · '.join(line) for line in lines]
+    return captions if any(captions) else []
 
 
 def strip(path: list[tuple], count: int) -> np.ndarray:
     """How one image comes to be: z above x̂ at `count` of the recorded times, evenly spread.
 
-    path: (t, z, x̂) at each time, the images float32 [H, W, C]. Returns a picture with t below.
+    path: (t, z, x̂) at each time, the images float32 [H, W, C]. Returns a labelled picture, uint8
+    [·, ·, 3].
     """
     chosen = [path[i] for i in np.linspace(0, len(path) - 1, count).round().astype(int)]
-    columns = to_uint8([np.concatenate([z, x]) for _, z, x in chosen])
-    return grid(captioned(columns, [f't={t:.2f}' for t, _, _ in chosen]), count)
+    times, noisy, clean = zip(*chosen, strict=True)
+    images = to_uint8(np.stack([*noisy, *clean]))
+    heads = [f't = {t:.2f}' for t in times]
+    return grid(images, count, heads=heads, rows=('z, noisy', 'x̂, predicted'))

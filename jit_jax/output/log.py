@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jit_jax.output.boards import open_boards
 from jit_jax.output.clock import Clock
+from jit_jax.output.files import save_npz
 from jit_jax.output.images import save_png
 from jit_jax.output.jsonl import Lines, drop_lines_after
 from jit_jax.output.progress import progress_line, shown
@@ -82,13 +83,25 @@ class Writer:
         if self.follow:
             self.follow(step)
 
-    def images(self, step: int, name: str, picture: np.ndarray, *paths: str) -> None:
-        """Saves a picture, uint8 [h, w, 3], as PNGs, whole or not at all; shows it on boards."""
+    def images(
+        self,
+        step: int,
+        name: str,
+        picture: np.ndarray,
+        *paths: str,
+        archives: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Saves a picture, uint8 [h, w, 3], as PNGs, whole or not at all; shows it on boards.
+
+        archives: arrays by the .npz that each goes into, as arr_0.
+        """
         if not self.enabled:
             return
         try:
             for path in paths:
                 save_png(path, picture)
+            for path, array in (archives or {}).items():
+                save_npz(path, arr_0=array)
         except Exception as error:  # noqa: BLE001 - object stores raise their own kinds
             self.pictures.came(error)
         else:

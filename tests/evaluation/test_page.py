@@ -16,7 +16,7 @@ from configs import uncond
 from jit_jax.commands import convert, report
 from jit_jax.errors import UserError
 from jit_jax.evaluation import page
-from jit_jax.output.files import write_whole
+from jit_jax.output.files import save_npz, write_whole
 from jit_jax.output.images import grid, save_png
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
@@ -126,6 +126,7 @@ def broken_held_out(tmp_path):
     write_whole(workdir / 'config.json', json.dumps(config).encode())
     samples = random.integers(0, 256, (4, 32, 32, 3), np.uint8)
     save_png(workdir / 'samples/0000006.png', grid(samples, 2))
+    save_npz(workdir / 'samples/latest.npz', arr_0=samples)
     (workdir / 'samples/0000007.png').write_bytes(b'torn')
     return workdir, config
 

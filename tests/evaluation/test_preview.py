@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 
 from jit_jax.diffusion.generate import Settings
-from jit_jax.evaluation.preview import Preview, results, sheet
-from jit_jax.output.images import grid
+from jit_jax.evaluation import held_out
+from jit_jax.evaluation.preview import Preview, sheet, strip
 
-
-def test_results_are_cut_out_of_the_grid_they_were_drawn_in():
-    random = np.random.default_rng(0)
-    cells = random.integers(0, 255, (7, 16, 48, 3), np.uint8)  # condition | result | truth
-    np.testing.assert_array_equal(results(grid(cells, 3), 16, 7, triples=True), cells[:, :, 16:32])
-    plain = random.integers(0, 255, (5, 32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(results(grid(plain, 2), 32, 5, triples=False), plain)
-    captioned = np.pad(plain, ((0, 0), (0, 14), (0, 0), (0, 0)))
-    np.testing.assert_array_equal(results(grid(captioned, 2), 32, 5, triples=False), plain)
+MIXED = 'inpaint|edges|class'
 
 
 @pytest.mark.parametrize('step, due', [(1, False), (6, True), (12, True), (13, False), (14, True)])
@@ -45,23 +37,60 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
         conditioning={},
         truth=None,
         num=4,
+        kinds=[],
         workdir=str(tmp_path),
     )
     state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})
-    writer = SimpleNamespace(images=lambda *arguments: written.append(arguments))
+    archived = {}
+
+    def images(*arguments, archives):
+        written.append(arguments)
+        archived.update(archives)
+
+    writer = SimpleNamespace(images=images)
     Preview.draw(preview, state, 12, writer)
     assert asked == [('average', 'noise', {}, 1.5, (0.2, 0.8))]
     ((step, name, picture, *paths),) = written
-    assert (step, name, picture.shape) == (12, 'samples', (2 + 2 * 18, 2 + 2 * 18, 3))
+    assert (step, name, picture.shape) == (12, 'samples', (208, 208, 3))
     assert paths == [f'{tmp_path}/samples/{file}.png' for file in ('0000012', 'latest')]
+
+    ((path, exact),) = archived.items()
+    assert path == f'{tmp_path}/samples/latest.npz'
+    np.testing.assert_array_equal(exact, np.full((4, 16, 16, 3), 128))
 
 
 def test_classes_stand_below_their_images(holes):
-    images = np.zeros((4, 32, 32, 3), np.uint8)
+    images = np.full((4, 32, 32, 3), 255, np.uint8)
     labels = {'label': np.array([0, 1, 0, 7])}
     picture = sheet(images, labels, None, holes[0].net, ['same', 'other'])
-    assert picture.shape == (2 + 2 * (32 + 14 + 2), 2 + 2 * 34, 3)
-    text = [picture[top + 32 : top + 46, left : left + 32] for top in (2, 50) for left in (2, 36)]
-    assert all((t < 128).any() for t in text)
-    assert np.array_equal(text[0], text[2])
-    assert not np.array_equal(text[0], text[1])
+    texts = [picture[y : y + 19, x : x + 96] for y in (102, 221) for x in (6, 106)]
+    assert all((text < 128).any() for text in texts)
+    assert np.array_equal(texts[0], texts[2])
+    assert not np.array_equal(texts[0], texts[1])
+
+
+def test_the_kind_of_each_row_is_the_one_that_made_its_condition(holes):
+    """In a mixed run, whose rows have dead slots in a rectangle, or a class and no image."""
+    config = holes[0].config | {'condition': holes[0].config['condition'] | {'kind': MIXED}}
+    conditioning, _ = held_out.examples(config, 9, 3, holes[3], start=2)
+    kinds = held_out.kinds(config, 9, 3, start=2)
+    assert set(kinds) == set(MIXED.split('|'))
+    for kind, live, has_class in zip(
+        kinds, conditioning['cond_valid'], conditioning['label_valid'], strict=True
+    ):
+        assert has_class == (kind == 'class')
+        assert live.all() == (kind == 'edges') and live.any() == (kind != 'class')
+    assert held_out.kinds(holes[0].config, 9, 3) == []
+    white = np.full((9, 32, 32, 3), 255, np.uint8)
+    labelled = sheet(white, {}, None, holes[0].net, kinds=kinds)
+    assert labelled.shape != sheet(white, {}, None, holes[0].net).shape
+    assert (labelled[102:121, 6:102] < 128).any()
+
+
+def test_a_trajectory_is_labelled():
+    path = [(t, np.full((32, 32, 3), t), np.full((32, 32, 3), -t)) for t in (0.0, 0.5, 0.75, 1.0)]
+    picture = strip(path, 3)
+    assert (picture[:20] < 128).any(), 'no times above'
+    assert (picture[:, :60] < 128).any(), 'no names of the rows'
+    values = np.unique(picture[60, 110:]), np.unique(picture[170, 110:])
+    assert {128, 223, 255} <= set(values[0]) and {128, 32, 0} <= set(values[1])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jit_jax.output.images import grid, save_png, to_uint8
+from jit_jax.output.images import Places, cut, enlarged, font, grid, save_png, to_uint8
 
 
 def test_to_uint8_inverts_the_scale_of_training():
@@ -29,28 +29,62 @@ def test_to_uint8_clips():
 
 @given(
     st.integers(1, 7),
+    st.integers(1, 3),
     st.integers(1, 4),
-    st.integers(1, 3),
-    st.integers(1, 3),
+    st.sampled_from([40, 64, 96, 130]),
     st.sampled_from([1, 3]),
-    st.integers(0, 3),
+    st.booleans(),
+    st.booleans(),
 )
-def test_grid_geometry(N, columns, h, w, C, gap):
-    images = np.random.default_rng(0).integers(0, 255, (N, h, w, C), np.uint8)  # never white
-    sheet = grid(images, columns, gap)
-    rows = math.ceil(N / columns)
-    assert (
-        sheet.shape == (rows * h + (rows + 1) * gap, columns * w + (columns + 1) * gap, 3)
-        and sheet.dtype == np.uint8
-    )
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
-        np.testing.assert_array_equal(
-            sheet[top : top + h, left : left + w], np.broadcast_to(image, (h, w, 3))
-        )
-    assert (sheet == 255).all(-1).sum() == sheet.shape[0] * sheet.shape[1] - N * h * w - (
-        images == 255
-    ).all(-1).sum()
+def test_every_image_is_in_the_grid_enlarged_and_in_its_place(N, K, columns, size, C, heads, named):
+    groups = np.random.default_rng(0).integers(0, 255, (N, K, size, size, C), np.uint8)
+    labels = {'heads': ['head'] * K if heads else [], 'captions': ['below'] * N if named else []}
+    sheet = grid(groups, columns, **labels)
+    factor = math.ceil(96 / size)
+    shape = (N, K, factor * size, factor * size, C)
+    place = Places(shape, columns, labels['heads'], (), labels['captions'])
+    assert sheet.shape == (*place.size[::-1], 3) and sheet.dtype == np.uint8
+    for i, group in enumerate(groups):
+        for k, image in enumerate(group):
+            left, top = place.image(i, k)
+            tile = sheet[top : top + factor * size, left : left + factor * size]
+            exact = np.broadcast_to(image, (size, size, 3))
+            np.testing.assert_array_equal(tile[::factor, ::factor], exact)
+            np.testing.assert_array_equal(tile, enlarged(tile[::factor, ::factor], factor * size))
+            sheet[top : top + factor * size, left : left + factor * size] = 255
+    assert (sheet.min() == 255) == (not heads and not named)  # no label lies on an image
+
+
+def test_images_of_a_group_are_closer_than_groups():
+    dark = np.zeros((4, 2, 96, 96, 3), np.uint8)
+    sheet = grid(dark, 2)
+    white = (sheet[50] == 255).all(-1)
+    gaps = [len(run) for run in ''.join('w' if x else ' ' for x in white).split()]
+    assert gaps == [6, 4, 18, 4, 6]
+    single = grid(dark[:, 0], 2)
+    assert single.shape == (6 + 96 + 4 + 96 + 6,) * 2 + (3,)
+
+
+def test_labels_stand_where_they_belong():
+    """Heads above the first row, row names at the left, captions below their group."""
+    white = np.full((4, 96, 96, 3), 255, np.uint8)
+    for labels, where in (
+        ({'heads': ('one', 'two')}, np.s_[:26, :]),
+        ({'rows': ('upper', 'lower')}, np.s_[:, :60]),
+        ({'captions': ['', '', 'here', '']}, np.s_[-26:, : 6 + 96]),
+    ):
+        sheet = grid(white, 2, **labels)
+        assert sheet[where].min() < 128, labels
+        sheet[where] = 255
+        assert sheet.min() == 255, labels
+
+
+@given(st.text(max_size=40), st.integers(30, 200))
+def test_a_label_that_is_too_long_is_cut(text, width):
+    short = cut(text, 13, width)
+    assert font(13).getlength(short) <= max(width, font(13).getlength('…'))
+    drawn = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+    assert short == drawn or (short.endswith('…') and drawn.startswith(short[:-1]))
 
 
 def test_save_png_makes_folders_and_leaves_nothing_beside(tmp_path):

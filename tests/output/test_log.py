@@ -95,11 +95,14 @@ def test_each_line_is_on_disk_at_once(tmp_path):
 def test_writer_saves_images_and_shows_them(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
     writer = Writer(str(tmp_path), start=0, steps=10)
-    writer.images(3, 'samples', picture, str(tmp_path / 'samples' / '3.png'))
+    archives = {str(tmp_path / 'samples' / 'latest.npz'): picture[None]}
+    path = str(tmp_path / 'samples' / '3.png')
+    writer.images(3, 'samples', picture, path, archives=archives)
     writer.close()
+    np.testing.assert_array_equal(np.load(tmp_path / 'samples/latest.npz')['arr_0'][0], picture)
     np.testing.assert_array_equal(Image.open(tmp_path / 'samples/3.png'), picture)
     assert ('samples', 3) in scalars_shown(tmp_path)
-    assert [path.name for path in (tmp_path / 'samples').iterdir()] == ['3.png']
+    assert {path.name for path in (tmp_path / 'samples').iterdir()} == {'3.png', 'latest.npz'}
 
 
 def test_processes_but_the_first_write_nothing(tmp_path, capsys):
