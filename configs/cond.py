@@ -1,7 +1,8 @@
 """Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
 
 python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
-python train.py --config=configs/cond.py:pairs --config.data.path=pairs  # target/ and cond/ in it
+python train.py --config=configs/cond.py:pairs --config.data.path=pairs      # one GPU
+python train.py --config=configs/cond.py:pairs_cpu --config.data.path=pairs  # or two CPU cores
 python train.py --config=configs/cond.py:imagenet256_b16                 # super-resolution
 python train.py --config=configs/cond.py:imagenet256_b16_class           # labels, as published
 """
@@ -10,11 +11,14 @@ from ml_collections import ConfigDict
 
 from jit_jax.configs import uncond
 from jit_jax.diffusion.guidance import GUIDANCE
+from jit_jax.errors import UserError
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
     'folder': 'your own images, twice as large as their condition, --config.data.path=FOLDER',
-    'pairs': 'your own pairs, --config.data.path=FOLDER with target/ and cond/ inside',
+    'folder_cpu': 'the same at 32×32: ten minutes on a laptop',
+    'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
+    'pairs_cpu': 'the same at 32×32: ten minutes on a laptop',
 }
 for _name, _what in uncond.PRESETS.items():
     if _name.startswith('imagenet'):
@@ -23,17 +27,21 @@ for _name, _what in uncond.PRESETS.items():
 
 
 def get_config(preset: str = 'digits') -> ConfigDict:
-    name, labelled = preset.removesuffix('_class'), preset.endswith('_class')
-    config = uncond.get_config('folder' if name == 'pairs' else name)
-    if name == 'pairs':
+    if preset not in PRESETS:
+        raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+    name = preset.removesuffix('_class')
+    config = uncond.get_config(name.replace('pairs', 'folder'))
+    if name in ('pairs', 'pairs_cpu'):
         config.data.kind = config.condition.kind = 'pairs'
-    elif labelled:
+    elif preset.endswith('_class'):
         config.condition.kind = 'class'
         config.sample.guidance = GUIDANCE.get((config.model.image_size, config.model.variant), 1.0)
     elif name == 'digits':
         config.condition.kind = 'inpaint'
-        config.steps = 500
+        config.steps, config.optimizer.warmup = 500, uncond.share(config.get_ref('steps'), 5)
     else:
         config.condition.kind = 'super_resolution'
         config.condition.factor = 2  # 8 × 8 patches: 64 live slots
+    if name.endswith('_cpu'):
+        config.evaluate.every = uncond.share(config.get_ref('steps'), 2)
     return config

@@ -1,12 +1,17 @@
 """Pre-training without a condition: the first 256 slots are dead.
 
 python train.py --config=configs/uncond.py                    # digits: minutes on a laptop
-python train.py --config=configs/uncond.py:folder --config.data.path=photos
+python train.py --config=configs/uncond.py:folder --config.data.path=photos      # one GPU
+python train.py --config=configs/uncond.py:folder_cpu --config.data.path=photos  # or two CPU cores
 python train.py --config=configs/uncond.py:imagenet256_b16    # the published recipe
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from ml_collections import ConfigDict, FieldReference
 
+from jit_jax.errors import UserError
 from jit_jax.hardware.compiler import CACHE
 
 IMAGENET_TRAIN = 1_281_167  # images
@@ -15,6 +20,7 @@ SIZES = 'blhg'
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
+    'folder_cpu': 'your own images at 32×32, --config.data.path=FOLDER: ten minutes on a laptop',
 }
 for _side, _patch in ((256, 16), (512, 32)):
     for _size in SIZES:
@@ -25,9 +31,25 @@ for _side, _patch in ((256, 16), (512, 32)):
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
-        raise ValueError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
-    recipe = {'digits': digits, 'folder': folder}.get(preset, imagenet)
+        raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+    recipes = {'digits': digits, 'folder': folder, 'folder_cpu': folder_cpu}
+    recipe = recipes[preset] if preset in recipes else imagenet
     return recipe(preset)
+
+
+class Operation(NamedTuple):
+    """What a FieldReference of ml_collections computes from its value: fn(value, *args)."""
+
+    fn: Callable
+    args: list
+
+
+def share(steps: FieldReference, parts: int, at_most: int | None = None) -> FieldReference:
+    """One of `parts` equal parts of a run, rounded up, in steps; it follows config.steps."""
+    part = (steps + parts - 1) // parts
+    if at_most is None:
+        return part
+    return FieldReference(part, op=Operation(min, [at_most]))
 
 
 def imagenet(preset: str) -> ConfigDict:
@@ -40,7 +62,9 @@ def imagenet(preset: str) -> ConfigDict:
     epoch = IMAGENET_TRAIN // batch  # the last, smaller batch is dropped
     config.steps = 600 * epoch  # optimiser steps; epochs follow the batch size until you set it
     config.accumulate = 1  # parts of a batch, one after the other: memory for time
-    config.log_every = 100  # steps between lines of metrics
+    steps = config.get_ref('steps')
+    # steps between lines of metrics; like all that a run shows, a quarter of it at the latest
+    config.log_every = share(steps, 4, at_most=100)
     config.init_from = ''  # a run folder, step or export to take weights from
     # which of its weights: params, ema1, ema2; '': ema1, or the only ones there
     config.init_ema = ''
@@ -52,11 +76,11 @@ def imagenet(preset: str) -> ConfigDict:
     _data(config)
     _condition(config)
     _diffusion(config, image_size)
-    _optimizer(config, epoch)
+    _optimizer(config, steps)
     _ema(config)
-    _checkpoint(config)
-    _sample(config)
-    _evaluate(config)
+    _checkpoint(config, steps)
+    _sample(config, steps)
+    _evaluate(config, steps)
     _wandb(config)
     return config
 
@@ -91,12 +115,14 @@ def _compute(config: ConfigDict) -> None:
 
 def _data(config: ConfigDict) -> None:
     config.data = ConfigDict()  # where images come from
-    config.data.kind = 'tfds'  # digits, tfds, folder, pairs
+    config.data.kind = 'tfds'  # digits, tfds, folder, pairs; memory: what jit_jax.train was given
     config.data.path = ''  # TFDS: data_dir; folders: the folder
     config.data.name = 'imagenet2012'  # TFDS only
     config.data.train = 'train'  # split
     config.data.test = 'validation'  # split that is held out
     config.data.holdout = 'spread'  # without test/: every 20th file, or the tail (for video)
+    # pairs whose condition images hold numbers of classes: voc gives them colours; '': pictures
+    config.data.palette = ''
     config.data.flip = True  # random horizontal flip
     config.data.max_broken = 0.01  # share of images that may turn out broken before a run stops
     config.data.threads = 8  # batches made at a time, each by one thread
@@ -120,7 +146,7 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
 
 
-def _optimizer(config: ConfigDict, epoch: FieldReference) -> None:
+def _optimizer(config: ConfigDict, steps: FieldReference) -> None:
     config.optimizer = ConfigDict()  # AdamW, or Muon and Adam
     config.optimizer.base_lr = 5e-5  # at batch 256; scales with the batch
     config.optimizer.b1 = 0.9  # decay of the first moment
@@ -129,7 +155,7 @@ def _optimizer(config: ConfigDict, epoch: FieldReference) -> None:
     config.optimizer.mu_dtype = 'float32'  # of the first moment: bfloat16 saves 2 bytes a parameter
     # 0: AdamW; more: Muon for the blocks' matrices, its update's size at lr 1
     config.optimizer.muon_rms = 0.0
-    config.optimizer.warmup = 5 * epoch  # steps
+    config.optimizer.warmup = share(steps, 120)  # steps; as published, 5 epochs of 600
     config.optimizer.schedule = 'constant'  # after the warm-up: constant, or cosine to zero
 
 
@@ -141,17 +167,17 @@ def _ema(config: ConfigDict) -> None:
     config.ema.warmup = False  # start with a low decay: for short runs
 
 
-def _checkpoint(config: ConfigDict) -> None:
+def _checkpoint(config: ConfigDict, steps: FieldReference) -> None:
     config.checkpoint = ConfigDict()  # see docs/checkpoints.md
-    config.checkpoint.every = 2500  # steps
+    config.checkpoint.every = share(steps, 4, at_most=2500)  # steps
     config.checkpoint.keep_last = 2  # how many of the newest stay, at least 1
     config.checkpoint.keep_every = 125_000  # steps; 0: only the last ones
     config.checkpoint.keep_best = False  # and the one with the lowest loss
 
 
-def _sample(config: ConfigDict) -> None:
+def _sample(config: ConfigDict, steps: FieldReference) -> None:
     config.sample = ConfigDict()  # the grids of a run, and the defaults of `jit_jax.sample`
-    config.sample.every = 10_000  # steps between grids
+    config.sample.every = share(steps, 4, at_most=10_000)  # steps between grids
     config.sample.num = 64  # images in a grid
     config.sample.sampler = 'heun'  # heun (two passes a step), multistep or euler (one)
     config.sample.steps = 50  # of the sampler
@@ -159,7 +185,7 @@ def _sample(config: ConfigDict) -> None:
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
 
 
-def _evaluate(config: ConfigDict) -> None:
+def _evaluate(config: ConfigDict, steps: FieldReference) -> None:
     config.evaluate = ConfigDict()  # while training: what `jit-jax evaluate` says afterwards
     config.evaluate.every = 0  # steps between evaluations of generated images; 0: none
     config.evaluate.num = 8000  # images generated for one
@@ -170,7 +196,7 @@ def _evaluate(config: ConfigDict) -> None:
     # what FID compares with: an .npz, a folder, a split; '': the training images
     config.evaluate.reference = ''
     # steps between measurements of how held-out images are denoised; 0: none
-    config.evaluate.denoise_every = 1000
+    config.evaluate.denoise_every = share(steps, 4, at_most=1000)
     config.evaluate.denoise_num = 1024  # how many of them
 
 
@@ -181,34 +207,54 @@ def _wandb(config: ConfigDict) -> None:
 
 def digits(preset: str) -> ConfigDict:
     """scikit-learn's 1,797 handwritten digits at 32×32: readable in minutes on two CPU cores."""
-    config = imagenet('imagenet256_b16')
-    config.model.variant, config.model.image_size, config.model.num_classes = 'digits', 32, 10
-    config.batch_size, config.steps, config.log_every = 8, 2200, 50
-    config.mesh = (-1, 1, 1)
-    config.data.kind, config.data.name, config.data.test = 'digits', '', 'test'
-    config.data.flip, config.data.threads = False, 1
-    config.condition.drop = 0.1
+    config = small()
+    steps = config.get_ref('steps')
+    config.steps, config.model.num_classes = 2200, 10
+    config.data.kind, config.data.flip = 'digits', False
     config.diffusion.noise_scale = 4.0
+    config.evaluate.every = share(steps, 2)
+    return config
+
+
+def small() -> ConfigDict:
+    """What learns at 32×32 in minutes on two CPU cores: a small model, Muon, a short warm-up."""
+    config = imagenet('imagenet256_b16')
+    steps = config.get_ref('steps')
+    config.model.variant, config.model.image_size = 'digits', 32
+    config.batch_size = 8
+    config.log_every = share(steps, 4, at_most=50)
+    config.mesh = (-1, 1, 1)
+    config.data.name, config.data.test, config.data.threads = '', 'test', 1
     config.optimizer.base_lr = 0.1
     config.optimizer.b2, config.optimizer.muon_rms = 0.99, 0.8
-    config.optimizer.warmup, config.optimizer.schedule = 100, 'cosine'
+    config.optimizer.warmup, config.optimizer.schedule = share(steps, 22), 'cosine'
     config.ema.decays, config.ema.warmup = (0.999, 0.99), True
-    config.checkpoint.every, config.checkpoint.keep_every = 550, 0
-    config.sample.every, config.sample.num, config.sample.steps = 550, 36, 20
-    config.evaluate.every, config.evaluate.num, config.evaluate.batch = 1100, 64, 64
-    config.evaluate.denoise_every, config.evaluate.denoise_num = 550, 64
+    config.checkpoint.every, config.checkpoint.keep_every = share(steps, 4), 0
+    config.sample.every, config.sample.num, config.sample.steps = share(steps, 4), 36, 20
+    config.evaluate.num, config.evaluate.batch = 64, 64
+    config.evaluate.denoise_every, config.evaluate.denoise_num = share(steps, 4), 64
+    return config
+
+
+def folder_cpu(preset: str) -> ConfigDict:
+    """Your own images, --config.data.path=FOLDER, at 32×32: ten minutes on two CPU cores."""
+    config = small()
+    config.steps, config.model.num_classes = 4000, 0
+    config.data.kind = 'folder'
+    config.diffusion.noise_scale = 1.0
     return config
 
 
 def folder(preset: str) -> ConfigDict:
     """Your own images, --config.data.path=FOLDER: a small model at 64×64 for one GPU."""
     config = imagenet('imagenet256_b16')
+    steps = config.get_ref('steps')
     config.model.variant, config.model.image_size, config.model.num_classes = 'S', 64, 0
     config.batch_size, config.steps = 64, 100_000
     config.data.kind, config.data.name, config.data.test = 'folder', '', 'test'
     config.diffusion.noise_scale = 1.0
     config.optimizer.base_lr = 8e-4
-    config.optimizer.warmup, config.optimizer.schedule = 1000, 'cosine'
+    config.optimizer.warmup, config.optimizer.schedule = share(steps, 100), 'cosine'
     config.ema.decays, config.ema.warmup = (0.9995, 0.999), True
-    config.sample.every = 2500
+    config.sample.every = share(steps, 4, at_most=2500)
     return config

@@ -7,7 +7,7 @@ images = jit_jax.sample(model, params, jax.random.key(0), num=16)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `import jit_jax` is quick, and starts nothing
@@ -96,6 +96,9 @@ def train(
     config: ConfigDict,
     workdir: str,
     *,
+    images: Sequence | None = None,
+    labels: Sequence[int] | None = None,
+    cond: Sequence | None = None,
     yes: bool = False,
     follow: Callable[[int], None] | None = None,
 ) -> None:
@@ -107,6 +110,11 @@ def train(
     Args:
       config: what `get_config` of a config file returns, with any of its values changed.
       workdir: the run folder, made when it is not there.
+      images: what to train on instead of config.data: N images, uint8 [N, H, W, C], a list of PIL
+        images, or one split of a Hugging Face data set, whose class labels are taken too. Every
+        20th is held out, as of a folder. To go on with the run, give the same ones.
+      labels: int [N], the classes of `images` from 0.
+      cond: N condition images, as `images`, for config.condition.kind='pairs'.
       yes: start even what would take a CPU days.
       follow: called with the step after each line of metrics.
 
@@ -114,7 +122,14 @@ def train(
       jit_jax.errors.UserError: one sentence, for a config or a folder that cannot be, before
       anything is written.
     """
-    from jit_jax import loop
+    from jit_jax import data, loop
+    from jit_jax.errors import UserError
     from jit_jax.recipe import build
 
-    loop.train(build.run(config), workdir, yes=yes, follow=follow)
+    if images is None and (labels is not None or cond is not None):
+        raise UserError('labels and cond belong to images: give those as well.')
+
+    memory = None
+    if images is not None:
+        memory, config = data.in_memory(images, labels, cond), build.on_memory(config)
+    loop.train(build.run(config, memory), workdir, yes=yes, follow=follow)

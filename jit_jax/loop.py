@@ -64,6 +64,8 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
             writer.say(how)
             for found in dict.fromkeys([run.train.summary, run.test.summary]):
                 writer.say(found)
+            for remark in every_process(partial(data.remarks, run.train, run.test)):
+                writer.say(remark)
             writer.say(summary(run, state))
             preview = every_process(partial(Preview, run, workdir))
             training = Training(run, workdir, checkpoints, writer, stop, preview, evaluation)
@@ -145,7 +147,7 @@ class Training:
             numbers = {name: float(value) for name, value in jax.device_get(numbers).items()}
             if not all(map(math.isfinite, numbers.values())):
                 raise self.not_finite(step, numbers, batch)
-            self.writer.clock.finished(step)
+            self.writer.finished(step)
             if step % config.log_every == 0 or step == config.steps:
                 numbers['broken_images'] = len(self.run.train.broken)
                 self.writer.scalars(step, numbers | self.writer.clock.lap(step, config.batch_size))

@@ -26,11 +26,18 @@ STATE_KEYS = ('optimizer.muon_rms', 'optimizer.mu_dtype', 'ema.decays')
 
 def agreed_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[TrainState, str]:
     """`starting_state`, of processes that found out that they compute the same."""
-    config = zlib.crc32(json.dumps(run.record).encode())
-    agree('config', config)  # before anything that all must compute together
+    agree('config', in_common(run))  # before anything that all must compute together
     state, how = starting_state(run, workdir, checkpoints)
     said = agree('parameters', int(checksum(state.params).addressable_data(0)))
     return state, said + how
+
+
+def in_common(run: Run) -> int:
+    """uint32 of what must be the same in all processes: the config as it was given, and how many
+    images each finds where a relative data.path is, from a working folder that may be its own.
+    """
+    found = [list(run.train.classes), len(run.train), len(run.test), run.content]
+    return zlib.crc32(json.dumps([run.config.to_dict(), found]).encode())
 
 
 def starting_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[TrainState, str]:
@@ -54,6 +61,7 @@ def _resumed(run: Run, workdir: str, checkpoints: Checkpoints, step: int) -> tup
     unlike = architecture_differences(stored, run.record)
     if unlike:
         raise UserError(f'{workdir} holds a run of another architecture: {"; ".join(unlike)}.')
+    refuse_other_images(workdir, stored, run.record)
     changed = changed_keys(stored, run.record)
     if checkpoints.unlike(step, run.like):
         refuse_other_state(workdir, stored, run.record, changed)
@@ -80,6 +88,17 @@ def architecture_differences(there: dict, here: dict) -> list[str]:
 def _architecture(config: dict) -> dict:
     """config.model with the variant spelled out."""
     return {**size(config['model']['variant']), **config['model'], 'variant': ''}
+
+
+def refuse_other_images(workdir: str, there: dict, here: dict) -> None:
+    """Raises UserError where a run that was trained on images in memory is given others."""
+    contents = [config.get('data', {}).get('content') for config in (there, here)]
+    if None not in contents and contents[0] != contents[1]:
+        raise UserError(
+            f'{workdir} was trained on other images, labels or conditions than those given: give '
+            f'the same, or start from its weights with config.init_from={workdir} and another '
+            'folder.'
+        )
 
 
 def refuse_other_state(workdir: str, there: dict, here: dict, changed: list[str]) -> None:

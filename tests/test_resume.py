@@ -1,5 +1,6 @@
 """The ways into a run, and what is refused instead of a fresh start."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -42,6 +43,24 @@ def stop_after_4(step):
 @pytest.fixture
 def folder(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / 'run')
+
+
+def test_processes_agree_wherever_they_were_started(short_run, tmp_path, monkeypatch):
+    """A relative data.path is in each process's own folder; what is found must be equal."""
+    config = short_run.config.copy_and_resolve_references()
+    config.data.path = 'photos'
+    run = dataclasses.replace(short_run, config=config)
+    said, records = [], []
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        said.append(resume.in_common(run))
+        records.append(run.record['data']['path'])
+    assert said[0] == said[1] and records[0] != records[1]
+    fewer = dataclasses.replace(run, train=run.test)
+    assert resume.in_common(fewer) != said[0]
+    config.seed = 9
+    assert resume.in_common(run) != said[0]
 
 
 def test_architectures_that_share_weights():

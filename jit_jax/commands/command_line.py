@@ -5,6 +5,7 @@ sentence and exit code 1.
 """
 
 import argparse
+import ast
 import difflib
 import math
 import os
@@ -200,20 +201,42 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
     Raises UserError for a file, preset, key or value that cannot be.
     """
     path, colon, preset = named.partition(':')
-    argv = ['jit-jax', f'--config={config_path(path)}{colon}{preset}', *overrides]
+    file = config_path(path)
+    _check_python(file)
+    argv = ['jit-jax', f'--config={file}{colon}{preset}', *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     try:
         stray = values(argv)[1:]
     except (AttributeError, KeyError) as error:
         raise UserError(_no_such_key(str(error))) from error
+    except ImportError as error:
+        raise UserError(f'{file} cannot be imported ({error}); install it or mend it.') from error
     except flags.Error as error:
         # What a config file raised itself is the last line of a traceback.
         words = str(error).strip().rpartition('Error: ')[2]
         raise UserError(f'{words.rstrip(".")}.') from error
     if stray:
         raise UserError(f'{stray[0]!r} is not a flag; write --name=value.')
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f'get_config of {file} must return a ConfigDict; got {values.config!r}.')
     return values.config
+
+
+def _check_python(file: str) -> None:
+    """Raises UserError for a config file that is no Python, or lacks what a config needs."""
+    with open(file, 'rb') as opened:
+        source = opened.read()
+    try:
+        ast.parse(source, file)
+    except (SyntaxError, ValueError) as error:
+        line = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise UserError(f'{file}{line} is not Python ({reason}); mend it.') from error
+    if b'get_config' not in source:
+        raise UserError(
+            f'{file} has no get_config; write one that returns a config, as configs/uncond.py has.'
+        )
 
 
 def _no_such_key(text: str) -> str:

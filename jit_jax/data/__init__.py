@@ -3,14 +3,19 @@
 Hosts ship uint8 numpy arrays; nothing here touches a device.
 """
 
-from jit_jax.data.arrays import from_arrays
+from jit_jax.data.arrays import InMemory, from_arrays, in_memory
 from jit_jax.data.listing import HOLDOUTS
+from jit_jax.data.palette import PALETTES
 from jit_jax.data.pipeline import eval_batches, train_batches
 from jit_jax.data.preprocess import center_crop, condition_image, decode
-from jit_jax.data.sources import Source, absolute, open_source
+from jit_jax.data.remarks import remarks
+from jit_jax.data.sources import KINDS, Source, absolute, open_source
 
 __all__ = [
     'HOLDOUTS',
+    'KINDS',
+    'PALETTES',
+    'InMemory',
     'Source',
     'absolute',
     'center_crop',
@@ -18,6 +23,8 @@ __all__ = [
     'decode',
     'eval_batches',
     'from_arrays',
+    'in_memory',
     'open_source',
+    'remarks',
     'train_batches',
 ]

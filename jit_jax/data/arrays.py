@@ -1,13 +1,119 @@
-"""Images in memory as a source."""
+"""Images in memory as a source: arrays, lists of PIL images, data sets of Hugging Face."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
+from jit_jax.data.hugging_face import columns_of, is_data_set
+from jit_jax.data.listing import hold_out
 from jit_jax.data.records import Records, if_few, in_classes
 from jit_jax.data.sources import Source
 from jit_jax.errors import UserError
+
+HASHED = 1000  # images of which a content hash is made, evenly spread, where not all are one array
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images to train on, and what belongs to them; made and checked by `in_memory`."""
+
+    images: Sequence
+    labels: np.ndarray | None
+    cond: Sequence | None
+    classes: tuple[str, ...]
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all images of an array, and of a thousand of any other sequence."""
+        found = hashlib.blake2b(digest_size=16)
+        for part in (self.images, self.cond, self.labels):
+            found.update(b'none' if part is None else _digest(part))
+        return found.hexdigest()
+
+    def source(self, split: str, holdout: str, **options) -> Source:
+        """The images to train on, or those held out, as of a folder. options: as `Source` takes."""
+        train, test, how = hold_out(range(len(self.images)), holdout)
+        if split not in ('train', 'test'):
+            raise UserError(
+                f"The split of images in memory must be 'train' or 'test', not {split!r}."
+            )
+        if not train:
+            raise UserError('There is one image in memory, and that is held out: give more.')
+        summary = (
+            f'In memory: {len(train):,} images for training, {len(test):,} held out ({how})'
+            f'{in_classes(self.classes)}{if_few(len(train))}.'
+        )
+        chosen = test if split == 'test' else train
+        return Source(self.records(chosen, summary, how), **options)
+
+    def records(self, chosen: Sequence[int], summary: str, held_out: str = '') -> Records:
+        """The images of these numbers as examples."""
+        pictures = {'image': self.images}
+        if self.cond is not None:
+            pictures['cond'] = self.cond
+
+        def read(i):
+            number = chosen[i]
+            images = {name: picture(column[number]) for name, column in pictures.items()}
+            return images, -1 if self.labels is None else int(self.labels[number])
+
+        def name(i):
+            return f'image {chosen[i]} in memory'
+
+        return Records(
+            len(chosen), tuple(pictures), read, name, self.classes, summary, held_out=held_out
+        )
+
+
+def in_memory(
+    images,
+    labels: Sequence[int] | None = None,
+    cond: Sequence | None = None,
+    classes: Sequence[str] = (),
+) -> InMemory:
+    """Checks images in memory and what belongs to them.
+
+    Args:
+      images: N images, each uint8 [H, W, C], uint8 [H, W] or a PIL image of any mode: an array
+        [N, H, W, C], a list, any sequence; or one split of a Hugging Face data set with a column of
+        images, whose column of class labels, if there is one, is taken too. They are read when
+        needed.
+      labels: N class numbers from 0; None for none, or for those of the data set.
+      cond: N condition images, for pairs; cropped and scaled as `images` are.
+      classes: the names of the labels in order; by default their numbers.
+
+    Raises:
+      UserError: without images, for other numbers of labels or conditions than images, for images
+        that are none, and for labels that are no class numbers.
+    """
+    if isinstance(images, dict):
+        raise UserError(
+            f'images is a dict of {", ".join(map(str, images))}: give one of them, as in '
+            f'images=data[{next(iter(images), "train")!r}].'
+        )
+    if is_data_set(images):
+        images, found, names = columns_of(images)
+        if labels is None:
+            labels, classes = found, classes or names
+    if not hasattr(images, '__len__') or not hasattr(images, '__getitem__'):
+        raise UserError(
+            f'images is a sequence, such as an array [N, H, W, C]; got {type(images).__name__}.'
+        )
+    if not hasattr(images, 'dtype'):
+        images = images if isinstance(images, Sequence) else _Items(images)
+    elif not isinstance(images, np.ndarray):
+        images = np.asarray(images)
+    _check_counts(images, labels, cond)
+    classes = tuple(classes)
+    if labels is not None:
+        labels, classes = _checked_labels(labels, classes)
+    if isinstance(images, np.ndarray):  # others are read when needed
+        picture(images[0])
+    return InMemory(images, labels, cond, classes)
 
 
 def from_arrays(
@@ -20,63 +126,30 @@ def from_arrays(
     classes: Sequence[str] = (),
     max_broken: float = 0.01,
 ) -> Source:
-    """Makes a source of images in memory, or of any sequence that gives one by number.
+    """Makes a source of all images in memory, none held out.
 
     Args:
-      images: N images, each uint8 [H, W, C], uint8 [H, W] or a PIL image of any mode: an array
-        [N, H, W, C], a list, a column of a Hugging Face data set. They are read when needed.
-      labels: N class numbers from 0; None for none.
-      cond: N condition images, for pairs; cropped and scaled as `images` are.
+      images, labels, cond, classes: as for `in_memory`.
       image_size: S, the side of the square that each is cropped and scaled to; by default the
         short side of the first image.
       channels: C, 3 or 1; by default those of the first image.
-      classes: the names of the labels in order; by default their numbers.
       max_broken: as for `open_source`.
 
     Raises:
-      UserError: without images, for other numbers of labels or conditions than images, for labels
-        that are no class numbers, or when none of a few images can be read.
+      UserError: as `in_memory`, and when none of a few images can be read.
     """
-    _check_counts(images, labels, cond)
-    if labels is not None:
-        labels, classes = _checked_labels(labels, tuple(classes))
-    columns = {'image': images} if cond is None else {'image': images, 'cond': cond}
-    first = _picture(images[0])
+    memory = in_memory(images, labels, cond, classes)
+    count, first = len(memory.images), picture(memory.images[0])
+    summary = f'{count:,} images in memory{in_classes(memory.classes)}{if_few(count)}.'
     return Source(
-        _records(columns, labels, tuple(classes)),
+        memory.records(range(count), summary),
         image_size=min(first.size) if image_size is None else image_size,
         channels=_channels(first) if channels is None else channels,
         max_broken=max_broken,
     )
 
 
-def _records(columns: dict[str, Sequence], labels, classes: tuple[str, ...]) -> Records:
-    """Examples whose pictures are in columns, by name."""
-    count = len(columns['image'])
-
-    def read(i):
-        pictures = {key: _picture(column[i]) for key, column in columns.items()}
-        return pictures, -1 if labels is None else int(labels[i])
-
-    def name(i):
-        return f'image {i} in memory'
-
-    summary = f'{count:,} images in memory{in_classes(classes)}{if_few(count)}.'
-    return Records(count, tuple(columns), read, name, classes, summary)
-
-
-def _check_counts(images, labels, cond) -> None:
-    """Refuses no images, and other numbers of labels or conditions than images."""
-    if not len(images):
-        raise UserError('There are no images in memory: give at least one.')
-    for what, values in (('labels', labels), ('condition images', cond)):
-        if values is not None and len(values) != len(images):
-            raise UserError(
-                f'There are {len(images)} images and {len(values)} {what}: give one for each image.'
-            )
-
-
-def _picture(image) -> Image.Image:
+def picture(image) -> Image.Image:
     """An image of any accepted kind as a PIL image. Raises UserError for another kind."""
     if isinstance(image, Image.Image):
         return image
@@ -91,6 +164,46 @@ def _picture(image) -> Image.Image:
             f'image, not {image.dtype} {list(image.shape)}: convert it.'
         )
     return Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
+
+
+class _Items:
+    """A sequence by its length and its items alone."""
+
+    def __init__(self, items):
+        self._items = items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __getitem__(self, index):
+        return self._items[index]
+
+
+def _digest(part) -> bytes:
+    """A hash of an array, or of some items of a sequence of images."""
+    found = hashlib.blake2b(digest_size=16)
+    if isinstance(part, np.ndarray):
+        found.update(f'{part.dtype} {part.shape}'.encode())
+        for rows in part:
+            found.update(np.ascontiguousarray(rows))
+        return found.digest()
+    found.update(f'{len(part)}'.encode())
+    for i in range(0, len(part), -(-len(part) // HASHED)):
+        image = picture(part[i])
+        found.update(f'{image.mode} {image.size}'.encode())
+        found.update(image.tobytes())
+    return found.digest()
+
+
+def _check_counts(images, labels, cond) -> None:
+    """Refuses no images, and other numbers of labels or conditions than images."""
+    if not len(images):
+        raise UserError('There are no images in memory: give at least one.')
+    for what, values in (('labels', labels), ('condition images', cond)):
+        if values is not None and len(values) != len(images):
+            raise UserError(
+                f'There are {len(images)} images and {len(values)} {what}: give one for each image.'
+            )
 
 
 def _channels(image: Image.Image) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from jit_jax.errors import UserError
 ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 HOLDOUTS = ('spread', 'tail')
 _TEST_FOLDERS = ('test', 'val', 'validation')  # the first of them that is there
-_HELD_OUT = 20  # without such a folder, one in 20 examples is for testing
+HELD_OUT = 20  # without such a folder, one in 20 examples is for testing
+EVERY = f'every {HELD_OUT}th'  # how they were chosen: spread among the others
 
 
 class Example(NamedTuple):
@@ -88,7 +89,7 @@ class Division:
         def name(i):
             return ' + '.join(examples[i].paths)
 
-        return Records(len(examples), images, read, name, names, summary)
+        return Records(len(examples), images, read, name, names, summary, held_out=self.how)
 
 
 def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Division:
@@ -103,12 +104,10 @@ def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Divis
     """
     if split not in ('train', 'test'):
         raise UserError(f"The split of a folder must be 'train' or 'test', not {split!r}.")
-    if holdout not in HOLDOUTS:
-        raise UserError(f'--config.data.holdout must be spread or tail, not {holdout!r}.')
     splits = find_splits(root)
     examples, ignored = list_folder(splits.train)
     if splits.train == splits.test:
-        train, test, how = _hold_out(examples, holdout)
+        train, test, how = hold_out(examples, holdout)
         return Division(root, splits, train, test, how, ignored)
     test, more = list_folder(splits.test)
     ignored = ignored + more
@@ -116,6 +115,19 @@ def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Divis
         ignored[f'in {folder.name}/'] += len(list_folder(folder).examples)
     ignored[f'beside train/ and {splits.test.name}/'] += len(_images(next(walk(root))[2]))
     return Division(root, splits, examples, test, f'in {splits.test.name}/', ignored)
+
+
+def hold_out(examples: Sequence, holdout: str) -> tuple[Sequence, Sequence, str]:
+    """Returns the examples to train on, those held out, and how they were chosen."""
+    if holdout not in HOLDOUTS:
+        raise UserError(f'--config.data.holdout must be spread or tail, not {holdout!r}.')
+    count = max(1, len(examples) // HELD_OUT)
+    if holdout == 'tail' or len(examples) < HELD_OUT:
+        how = 'the last one' if count == 1 else f'the last {count:,}'
+        return examples[:-count], examples[-count:], how
+    test = examples[HELD_OUT - 1 :: HELD_OUT]
+    train = [example for i, example in enumerate(examples, 1) if i % HELD_OUT]
+    return train, test, EVERY
 
 
 def find_splits(root: Path) -> Splits:
@@ -173,17 +185,6 @@ def images_in(folder: Path) -> tuple[list[str], Counter]:
 
 def _images(files: list[str]) -> list[str]:
     return [file for file in files if os.path.splitext(file)[1].lower() in ENDINGS]
-
-
-def _hold_out(examples: list, holdout: str) -> tuple[list, list, str]:
-    """Returns the examples to train on, those held out, and how they were chosen."""
-    count = max(1, len(examples) // _HELD_OUT)
-    if holdout == 'tail' or len(examples) < _HELD_OUT:
-        how = 'the last one' if count == 1 else f'the last {count:,}'
-        return examples[:-count], examples[-count:], how
-    test = examples[_HELD_OUT - 1 :: _HELD_OUT]
-    train = [example for i, example in enumerate(examples, 1) if i % _HELD_OUT]
-    return train, test, f'every {_HELD_OUT}th'
 
 
 def _list_ignored(ignored: Counter) -> str:

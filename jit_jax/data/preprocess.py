@@ -6,6 +6,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
+from jit_jax.data.palette import paint
 from jit_jax.errors import UserError
 
 _MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # more, and Pillow takes a file for an attack
@@ -29,12 +30,13 @@ def decode(encoded) -> Image.Image:
     return _decode(encoded)[0]
 
 
-def condition_image(encoded, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def condition_image(encoded, channels: int, palette: str = '') -> tuple[np.ndarray, np.ndarray]:
     """Decodes a condition image to the pixels that training would see, neither cropped nor scaled.
 
     Args:
       encoded: as for `decode`.
       channels: C, 3 for RGB or 1 for luma.
+      palette: as for `to_array`.
 
     Returns:
       The image, uint8 [h, w, C], where the transparent lies on white; and bool [h, w]: which of
@@ -45,7 +47,7 @@ def condition_image(encoded, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """
     name = 'the image' if isinstance(encoded, (bytes, Image.Image)) else os.fspath(encoded)
     try:
-        image, alpha = _decode(encoded)
+        image, alpha = (_painted(encoded), None) if palette else _decode(encoded)
     except FileNotFoundError as error:
         raise UserError(f'There is no file {name}: give the path of an image.') from error
     except MemoryError:
@@ -63,30 +65,36 @@ def condition_image(encoded, channels: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(image.height, image.width, channels), opaque
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int, *, nearest: bool = False) -> Image.Image:
     """Returns the centre size × size square of an image, scaled so that its short side fits.
 
     This is ADM's crop: halving by averages first keeps the bicubic filter from skipping pixels.
-    Every published ImageNet number was trained and scored on exactly these pixels.
+    Every published ImageNet number was trained and scored on exactly these pixels. nearest: no
+    pixel is mixed of others, in the same places, for colours that stand for classes.
     """
+    halving, last = Image.Resampling.BOX, Image.Resampling.BICUBIC
+    if nearest:
+        halving = last = Image.Resampling.NEAREST
     while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        image = image.resize((image.width // 2, image.height // 2), halving)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), last)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def to_array(encoded, size: int, channels: int) -> np.ndarray:
+def to_array(encoded, size: int, channels: int, palette: str = '') -> np.ndarray:
     """Decodes and crops: bytes, path or PIL image → uint8 [size, size, channels].
+
+    palette: one of `palette.PALETTES`; where it names colours, the pixels are numbers of classes.
 
     Raises:
       As `decode`, and ValueError for a picture of which a square of that size shows nothing.
     """
-    image = decode(encoded)
+    image = _painted(encoded) if palette else decode(encoded)
     _check_shape(image, size)
-    image = center_crop(_in_channels(image, channels), size)
+    image = center_crop(_in_channels(image, channels), size, nearest=bool(palette))
     return np.asarray(image).reshape(size, size, channels)
 
 
@@ -108,6 +116,13 @@ def _decode(encoded) -> tuple[Image.Image, Image.Image | None]:
             white = Image.new('RGBA', image.size, 'white')
             return Image.alpha_composite(white, image).convert('RGB'), image.getchannel('A')
         return image.convert('RGB'), None
+
+
+def _painted(encoded) -> Image.Image:
+    """A map of class numbers in colours."""
+    with _open(encoded) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return paint(image)
 
 
 def _open(encoded) -> Image.Image:

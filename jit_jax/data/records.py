@@ -17,6 +17,7 @@ class Records:
       name: i → what messages call example i.
       classes: the names of the class numbers in order; empty without labels.
       summary: what was found, in one line.
+      held_out: how the examples for testing were chosen; '' where that is not known here.
     """
 
     count: int
@@ -25,6 +26,7 @@ class Records:
     name: Callable[[int], str]
     classes: tuple[str, ...]
     summary: str
+    held_out: str = ''
 
 
 def in_classes(classes: tuple[str, ...]) -> str:

@@ -18,8 +18,8 @@ from jit_jax.data.records import Records
 from jit_jax.data.tfds_reader import open_digits, open_tfds
 from jit_jax.errors import UserError
 
+KINDS = ('digits', 'tfds', 'folder', 'pairs', 'memory')
 _TRIED = 8  # examples that are tried before a data set is said to be unreadable
-_DARK = 32  # condition images without a brighter pixel are likely numbers of classes
 
 
 def open_source(
@@ -32,6 +32,7 @@ def open_source(
     channels: int = 3,
     max_broken: float = 0.01,
     holdout: str = 'spread',
+    palette: str = '',
 ) -> 'Source':
     """Opens a source of examples, and tries to read one.
 
@@ -55,6 +56,7 @@ def open_source(
         always may, unless 0.
       holdout: which twentieth: 'spread', every 20th file in sorted order, or 'tail', the last
         ones, for frames of a video, which resemble their neighbours.
+      palette: 'voc' where the condition images of pairs hold numbers of classes, which get colours.
 
     Raises:
       UserError: when there is nothing to read, or nothing that fits the description.
@@ -62,7 +64,13 @@ def open_source(
     if name is not None and kind != 'tfds':
         raise UserError(f"Only 'tfds' data sets have a name; leave {name!r} out and give the path.")
     records = _open_records(kind, path, name, split, holdout)
-    return Source(records, image_size=image_size, channels=channels, max_broken=max_broken)
+    return Source(
+        records,
+        image_size=image_size,
+        channels=channels,
+        max_broken=max_broken,
+        palette=palette,
+    )
 
 
 def _open_records(kind, path, name, split, holdout) -> Records:
@@ -75,9 +83,12 @@ def _open_records(kind, path, name, split, holdout) -> Records:
             return open_folder(existing_folder(path), split, holdout)
         case 'pairs':
             return open_pairs(existing_folder(path), split, holdout)
-    raise UserError(
-        f"--config.data.kind must be 'digits', 'tfds', 'folder' or 'pairs', not {kind!r}."
-    )
+        case 'memory':
+            raise UserError(
+                'This run has images in memory, which only those who have them can give: '
+                'jit_jax.train(config, workdir, images=…).'
+            )
+    raise UserError(f'--config.data.kind must be one of {", ".join(KINDS)}, not {kind!r}.')
 
 
 def absolute(path: str) -> str:
@@ -97,25 +108,38 @@ class Source:
       classes: the names of the labels in order; empty without labels.
       summary: what was found, in one line: how many images for training and held out, and what
         was ignored.
+      images: the names of the images in an example.
+      held_out: how those for testing were chosen, as `Records.held_out`.
+      palette: the colours that the numbers in its condition images get; '' for none.
 
     Raises:
       UserError: for other channels than 1 and 3, or when none of a few examples can be read.
     """
 
-    def __init__(self, records: Records, *, image_size: int, channels: int, max_broken: float):
+    def __init__(
+        self,
+        records: Records,
+        *,
+        image_size: int,
+        channels: int,
+        max_broken: float,
+        palette: str = '',
+    ):
         if channels not in (1, 3) or image_size < 1:
             raise UserError(
                 f'Images need 1 or 3 channels and a positive size, not {channels} and '
                 f'{image_size}: set --config.model.channels and --config.model.image_size.'
             )
-        self.classes = records.classes
+        self.classes, self.images = records.classes, records.images
+        self.held_out, self.palette = records.held_out, palette
         self._records = records
         self._image_size = image_size
         self._channels = channels
         self._broken = {}
         self._allowed = max(1, int(max_broken * records.count)) if max_broken else 0
         self._lock = threading.Lock()
-        self.summary = records.summary + _remark(self._try_some())
+        self.summary = records.summary
+        self._try_some()
 
     def __len__(self):
         return self._records.count
@@ -150,7 +174,7 @@ class Source:
     def blank(self) -> dict[str, np.ndarray]:
         """Returns an example that shows nothing: gray, without a label."""
         shape = (self._image_size, self._image_size, self._channels)
-        images = {name: np.full(shape, 128, np.uint8) for name in self._records.images}
+        images = {name: np.full(shape, 128, np.uint8) for name in self.images}
         return images | {'label': np.int32(-1)}
 
     @property
@@ -161,18 +185,24 @@ class Source:
     def _read(self, index):
         encoded, label = self._records.read(index)
         arrays = {
-            key: preprocess.to_array(image, self._image_size, self._channels)
+            key: preprocess.to_array(
+                image,
+                self._image_size,
+                self._channels,
+                self.palette if key == 'cond' else '',
+            )
             for key, image in encoded.items()
         }
         return arrays | {'label': np.int32(label)}
 
-    def _try_some(self):
-        """Returns the first readable one of a few examples; none of them counts as broken."""
+    def _try_some(self) -> None:
+        """Raises UserError unless one of a few examples can be read; none counts as broken."""
         tried = range(0, len(self), max(1, len(self) // _TRIED))[:_TRIED]
         failures = []
         for index in tried:
             try:
-                return self._read(index)
+                self._read(index)
+                return
             except MemoryError:
                 raise
             except Exception as error:  # as in `load`
@@ -209,13 +239,3 @@ def first_intact(source, index: int) -> dict[str, np.ndarray] | None:
 
 def _one_line(error: Exception) -> str:
     return ' '.join(str(error).split())
-
-
-def _remark(example: dict[str, np.ndarray]) -> str:
-    """What a summary adds about a condition image that is all but black; '' for others."""
-    if 'cond' not in example or example['cond'].max() >= _DARK:
-        return ''
-    return (
-        f' The first condition image is almost black (at most {example["cond"].max()} of 255): '
-        'if these are numbers of classes, give them colours first.'
-    )

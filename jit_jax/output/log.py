@@ -17,7 +17,7 @@ from jit_jax.output.clock import Clock
 from jit_jax.output.files import save_npz
 from jit_jax.output.images import save_png
 from jit_jax.output.jsonl import Lines, drop_lines_after
-from jit_jax.output.progress import progress_line, shown
+from jit_jax.output.progress import duration, progress_line, shown
 from jit_jax.output.sinks import Line
 from jit_jax.output.warnings_once import Trouble
 
@@ -54,7 +54,9 @@ class Writer:
         self.lines = Lines(path, Trouble('metrics.jsonl', self.say))
         self.pictures = Trouble('The pictures of samples', self.say)
         self.boards = open_boards(workdir, start, config, self.say)
-        self.start, self.steps, self.began = start, steps, time.perf_counter()
+        self.start, self.steps = start, steps
+        self.began, self.since = time.perf_counter(), start  # when which step had ended
+        self.first = 0.0  # seconds of the first step
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps,
@@ -63,6 +65,23 @@ class Writer:
             unit='step',
             dynamic_ncols=True,
         )
+
+    def finished(self, step: int) -> None:
+        """The numbers of `step` are here. After the second one, says how long the others take."""
+        self.clock.finished(step)
+        if not self.enabled:
+            return
+        if step == self.start + 1:
+            self.first = time.perf_counter() - self.began
+            self.began, self.since = time.perf_counter(), step  # what is left needs no compiling
+        elif step == self.start + 2:
+            ends = self.clock.ends
+            count = self.steps - step + 1
+            each = ends[step].trained - ends[step - 1].trained
+            self.say(
+                f'Step {step - 1} took {duration(self.first)}, compiling included; the {count:,} '
+                f'after it take about {duration(each * count)}.'
+            )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line for `step` before it returns: a checkpoint never knows more than the
@@ -77,9 +96,7 @@ class Writer:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(shown(values))
         else:
-            spent = time.perf_counter() - self.began
-            seconds_left = spent / max(step - self.start, 1) * (self.steps - step)
-            self.say(progress_line(step, self.steps, values, seconds_left))
+            self.say(progress_line(step, self.steps, values, self._seconds_left(step)))
         if self.follow:
             self.follow(step)
 
@@ -128,6 +145,13 @@ class Writer:
         self.bar.close()
         for board in self.boards:
             board.close()
+
+    def _seconds_left(self, step: int) -> float:
+        """By the steps so far but the first; by the first where there is no other."""
+        each = self.first
+        if step > self.since:
+            each = (time.perf_counter() - self.began) / (step - self.since)
+        return each * (self.steps - step)
 
     def _hand_over(self, step: int, values: dict, pictures: dict) -> None:
         line = Line(step, time.time(), values, pictures)

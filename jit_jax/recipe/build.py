@@ -61,30 +61,47 @@ class Run(Programs):
 
     train: data.Source
     test: data.Source
+    content: str = ''  # a hash of images in memory
 
     @property
     def record(self) -> dict:
         """What config.json and every checkpoint say about the run."""
         record = self.config.to_dict() | {'classes': list(self.train.classes)}
         record['data']['path'] = data.absolute(record['data']['path'])  # sampled from elsewhere
+        if self.content:
+            record['data']['content'] = self.content
         return record
 
 
-def run(config: ConfigDict) -> Run:
-    """Checks a config and builds its run.
+def run(config: ConfigDict, memory: data.InMemory | None = None) -> Run:
+    """Checks a config and builds its run, on images in memory where they are given.
 
     Raises UserError, in one sentence, before any compute is spent.
     """
     check(config)
     built = programs(config, mesh(config))
-    train, test = source(config, 'train'), source(config, 'test')
+    train, test = source(config, 'train', memory=memory), source(config, 'test', memory=memory)
     classes = config.model.num_classes
     if 'class' in config.condition.kind and not 0 < len(train.classes) <= classes:
         raise UserError(
             f'config.model.num_classes is {classes}, and the training images have '
             f'{len(train.classes)} classes.'
         )
-    return Run(**vars(built), train=train, test=test)
+    if 'pairs' in conditions.kinds(config.condition.kind) and 'cond' not in train.images:
+        raise UserError(
+            'config.condition.kind=pairs needs a condition image for each image: give them, as in '
+            'jit_jax.train(config, workdir, images=…, cond=…).'
+        )
+    content = memory.content if memory else ''
+    return Run(**vars(built), train=train, test=test, content=content)
+
+
+def on_memory(config: ConfigDict) -> ConfigDict:
+    """The same config for images in memory."""
+    config = config.copy_and_resolve_references()
+    config.data.kind, config.data.path, config.data.name = 'memory', '', ''
+    config.data.train, config.data.test = 'train', 'test'
+    return config
 
 
 def mesh(config: ConfigDict, devices=None) -> jax.sharding.Mesh:
@@ -166,22 +183,33 @@ def condition(config) -> Callable:
     return conditions.make(c['kind'], factor=c['factor'], hole=tuple(c['hole']))
 
 
-def source(config, which: str = '', *, split: str = '') -> data.Source:
+def source(
+    config, which: str = '', *, split: str = '', memory: data.InMemory | None = None
+) -> data.Source:
     """Images of a run's data: its 'train' or 'test' images, or any split of the data by its name.
 
-    split: a literal one, such as 'validation[:100]', instead of `which`.
+    split: a literal one, such as 'validation[:100]', instead of `which`. memory: the images, where
+    they are not in files.
     """
     d, m = config['data'], config['model']
-    return data.open_source(
-        d['kind'],
-        split=split or d[which],
-        path=d['path'] or None,
-        name=d['name'] or None,
-        max_broken=d['max_broken'],
-        holdout=d['holdout'] if 'holdout' in d else 'spread',  # older runs had no choice
-        image_size=m['image_size'],
-        channels=m['channels'],
-    )
+    split = split or d[which]
+    holdout = d['holdout'] if 'holdout' in d else 'spread'  # older runs had no choice
+    pixels = {
+        'image_size': m['image_size'],
+        'channels': m['channels'],
+        'max_broken': d['max_broken'],
+        'palette': palette(config),
+    }
+    if memory is not None:
+        return memory.source(split, holdout, **pixels)
+    path, name = d['path'] or None, d['name'] or None
+    return data.open_source(d['kind'], split=split, path=path, name=name, holdout=holdout, **pixels)
+
+
+def palette(config) -> str:
+    """The colours of the numbers in condition images; '' where those are pictures."""
+    d = config['data'] if 'data' in config else {}  # converted runs have none
+    return d['palette'] if 'palette' in d else ''  # and older ones had no choice
 
 
 def initial(recipe: Recipe) -> Callable:

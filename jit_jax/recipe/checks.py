@@ -27,8 +27,9 @@ CHOICES = {  # one of these
     'compute.remat': tuple(REMAT),
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
     'compute.deterministic': (True, False),
-    'data.kind': ('digits', 'tfds', 'folder', 'pairs'),
+    'data.kind': data.KINDS,
     'data.holdout': data.HOLDOUTS,
+    'data.palette': data.PALETTES,
     'data.flip': (True, False),
     'model.freeze_tables': (True, False),
     'optimizer.schedule': ('constant', 'cosine'),
@@ -77,6 +78,7 @@ RANGES = {  # finite numbers, from low to below high
     'sample.guidance': (-math.inf, math.inf),
     'data.max_broken': (0, 1),
 }
+PAIRED = ('pairs', 'memory')  # kinds of data whose images may come with condition images
 TEXTS = (
     'init_from',
     'init_ema',
@@ -212,10 +214,15 @@ def _check_condition(config):
         raise UserError(
             'config.condition.kind with class needs classes; set config.model.num_classes.'
         )
-    if 'pairs' in kinds and config['data']['kind'] != 'pairs':
+    if 'pairs' in kinds and config['data']['kind'] not in PAIRED:
         raise UserError(
             'config.condition.kind=pairs needs config.data.kind=pairs, '
             'a folder with target/ and cond/.'
+        )
+    if config['data']['palette'] and 'pairs' not in kinds:
+        raise UserError(
+            'config.data.palette colours the condition images of pairs; leave it out, or set '
+            'config.condition.kind=pairs.'
         )
     if 'super_resolution' in kinds and m['image_size'] % (c['factor'] * patch):
         raise UserError(

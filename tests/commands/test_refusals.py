@@ -116,9 +116,21 @@ TRAIN = [
     ('train --config=', 'There is no ; --config names one of uncond, cond or a file'),
     ('train --config=uncond:', "There is no preset ''"),
     ('train --config={file}', '--config names a Python file such as configs/uncond.py'),
+    ('train --config={here}/torn.py', 'torn.py, line 2 is not Python ('),
+    ('train --config={here}/other.py', 'other.py has no get_config; write one that returns a'),
+    ('train --config={here}/import.py', "import.py cannot be imported (No module named 'nothere')"),
+    ('train --config={here}/none.py', 'none.py must return a ConfigDict; got 1'),
+    ('train --config=uncond:pairs', "There is no preset 'pairs'; this file has digits, folder"),
     ('train --config=uncond --config.model=3', 'config.model'),
     ('train --config=uncond --config.steps', 'config.steps'),
 ]
+
+CONFIGS = {  # files that are no configs
+    'torn': 'def get_config():\n    return (1,\n',
+    'other': 'x = 1\n',
+    'import': 'import nothere\n\ndef get_config():\n    return 1\n',
+    'none': 'def get_config():\n    return 1\n',
+}
 
 
 @pytest.fixture(scope='module')
@@ -134,6 +146,8 @@ def places(tmp_path_factory, params):
         write_weights(
             here / name, config.to_dict(), params, {'ema1': params, 'ema2': params}, step=7
         )
+    for name, text in CONFIGS.items():
+        (here / f'{name}.py').write_text(text)
     for side in (16, 31, 32):
         found[f'px{side}'] = here / f'{side}.png'
         Image.new('RGB', (side, side)).save(found[f'px{side}'])

@@ -84,3 +84,55 @@ def test_refused_arrays():
     refused('1 names of classes, but a label is 1', SQUARES, [0, 1, 0, 1, 0], classes=['cat'])
     refused('1 or 3 channels', SQUARES, channels=4)
     refused('positive size', SQUARES, image_size=0)
+
+
+def test_splits_are_those_of_a_folder(tmp_path):
+    """The same images in memory and in files: the same ones are held out, in the same order."""
+    images = np.random.default_rng(0).integers(0, 256, (45, 8, 8, 3), np.uint8)
+    write(tmp_path, {f'{i:02}.png': encode(image) for i, image in enumerate(images)})
+    memory = data.in_memory(images)
+    options = {'image_size': 8, 'channels': 3, 'max_broken': 0.0}
+    for holdout in data.HOLDOUTS:
+        for split in ('train', 'test'):
+            files = data.open_source(
+                'folder', path=tmp_path, split=split, image_size=8, holdout=holdout
+            )
+            source = memory.source(split, holdout, **options)
+            assert len(source) == len(files)
+            for i in range(len(files)):
+                np.testing.assert_array_equal(source[i]['image'], files[i]['image'])
+    assert 'In memory: 43 images for training, 2 held out (every 20th); fewer' in (
+        memory.source('train', 'spread', **options).summary
+    )
+
+
+def test_the_content_is_of_all_that_is_given():
+    pictures = [Image.fromarray(image) for image in SQUARES]
+    one = data.in_memory(SQUARES)
+    changed = SQUARES.copy()
+    changed[-1, -1, -1, -1] ^= 1
+    other = [
+        data.in_memory(changed),
+        data.in_memory(SQUARES[:4]),
+        data.in_memory(SQUARES, [0, 1, 0, 1, 0]),
+        data.in_memory(SQUARES, [0, 1, 0, 1, 1]),
+        data.in_memory(SQUARES, cond=SQUARES),
+        data.in_memory(pictures),
+        data.in_memory(pictures[::-1]),
+    ]
+    assert len({memory.content for memory in [one, *other]}) == len(other) + 1
+    assert data.in_memory(SQUARES.copy()).content == one.content
+    assert data.in_memory(list(pictures)).content == data.in_memory(pictures).content
+
+
+def test_what_is_no_sequence_of_images():
+    for match, images in (
+        ('is a sequence, such as an array .* got generator', (image for image in SQUARES)),
+        (
+            "is a dict of train, test: give one of them, as in images=data.'train'.",
+            {'train': 1, 'test': 2},
+        ),
+        ('no images in memory', np.zeros((0, 8, 8, 3), np.uint8)),
+    ):
+        with pytest.raises(UserError, match=match):
+            data.in_memory(images)

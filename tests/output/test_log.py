@@ -69,6 +69,24 @@ def test_writer_writes_what_people_and_tensorboard_read(tmp_path, capsys):
     )  # plain lines where there is no terminal
 
 
+def test_the_first_steps_say_how_long_the_others_take(tmp_path, capsys, monkeypatch):
+    """Compiling is not what the other steps cost: neither then, nor in a later line."""
+    now = 100.0
+    monkeypatch.setattr('time.perf_counter', lambda: now)
+    writer = Writer(str(tmp_path), start=10, steps=110)
+    for step, seconds in ((11, 30.0), (12, 2.0), (13, 4.0)):
+        now += seconds
+        writer.finished(step)
+        assert capsys.readouterr().out == (
+            'Step 11 took 30 s, compiling included; the 99 after it take about 3.3 min.\n'
+            if step == 12
+            else ''
+        )
+    writer.scalars(13, {'loss': 1.0})
+    assert capsys.readouterr().out.endswith('left 4.8 min\n')  # 97 steps of 3 s
+    writer.close()
+
+
 @pytest.mark.parametrize('checkpoint', [0, 4])
 def test_a_resumed_run_has_nothing_twice(tmp_path, checkpoint):
     write(

@@ -18,8 +18,16 @@ SIZES = [
     for size, patch in ((256, 16), (512, 32))
     for variant in 'blhg'
 ]
-UNCOND = ['digits', 'folder', *SIZES]
-COND = ['digits', 'pairs', *SIZES, *(f'{name}_class' for name in SIZES)]
+UNCOND = ['digits', 'folder', 'folder_cpu', *SIZES]
+COND = [
+    'digits',
+    'folder',
+    'folder_cpu',
+    'pairs',
+    'pairs_cpu',
+    *SIZES,
+    *(f'{name}_class' for name in SIZES),
+]
 PRESETS = [(uncond, name) for name in UNCOND] + [(cond, name) for name in COND]
 GUIDANCE = {
     'imagenet256_b16': 3.0,
@@ -133,6 +141,44 @@ def test_steps_batch_size_and_seed_are_what_they_say(regime, name):
     assert (config.steps, config.batch_size) == (7, 24)
 
 
+@pytest.mark.parametrize('regime, name', PRESETS, ids=lambda x: getattr(x, '__name__', x))
+@pytest.mark.parametrize('steps', [1, 10, 333, 5000])
+def test_a_short_run_warms_up_and_shows_something_in_time(regime, name, steps):
+    """Whatever the preset: a line, a grid and a checkpoint at a quarter of the steps."""
+    config = regime.get_config(name)
+    config.steps = steps
+    checks.check(config)
+    quarter = -(-steps // 4)
+    for key in ('log_every', 'checkpoint.every', 'sample.every', 'evaluate.denoise_every'):
+        assert 1 <= checks.lookup(config, key) <= quarter, key
+    assert config.evaluate.every <= -(-steps // 2)
+    assert config.optimizer.warmup <= -(-steps // 5)
+
+
+def test_what_is_asked_for_stays():
+    config = uncond.get_config('folder')
+    config.sample.every, config.steps, config.optimizer.warmup = 3000, 4000, 7
+    assert (config.sample.every, config.checkpoint.every, config.optimizer.warmup) == (
+        3000,
+        1000,
+        7,
+    )
+
+
+def test_the_intervals_of_whole_runs():
+    """Their defaults, in steps: lines, grids, checkpoints, denoising, evaluation, warm-up."""
+    keys = ('log_every', 'sample.every', 'checkpoint.every', 'evaluate.denoise_every')
+    keys += ('evaluate.every', 'optimizer.warmup')
+    for regime, name, expected in (
+        (uncond, 'imagenet256_b16', [100, 10_000, 2500, 1000, 0, 6255]),
+        (uncond, 'folder', [100, 2500, 2500, 1000, 0, 1000]),
+        (uncond, 'digits', [50, 550, 550, 550, 1100, 100]),
+        (cond, 'digits', [50, 125, 125, 125, 250, 100]),
+    ):
+        config = regime.get_config(name)
+        assert [checks.lookup(config, key) for key in keys] == expected
+
+
 def test_epochs_follow_the_batch_size():
     config = uncond.get_config('imagenet256_b16')
     config.batch_size = 256
@@ -156,15 +202,10 @@ def test_an_unknown_preset_is_refused_with_those_there_are(regime, name):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['digits_class', 'pairs_class', 'folder'])
+@pytest.mark.parametrize('name', ['digits_class', 'pairs_class', 'folder_cpu_class'])
 def test_cond_has_no_preset_that_is_none(name):
-    """A preset that is not of this file is refused, or is a run that could start."""
-    try:
-        config = cond.get_config(name)
-    except ValueError as error:
-        assert repr(name) in str(error)
-    else:
-        checks.check(config)
+    with pytest.raises(UserError, match=repr(name)):
+        cond.get_config(name)
 
 
 # What a user can get wrong
@@ -255,6 +296,7 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'data.prefetch': [-1],
         'data.max_broken': [-0.1],
         'data.holdout': ['head', ''],
+        'data.palette': ['ade', None],
     }.items(),
 )
 def test_values_no_run_can_have(key, values):
@@ -281,6 +323,15 @@ def test_pairs_need_pairs():
     config = cond.get_config('digits')
     config.condition.kind = 'pairs'
     refused(config, 'data.kind')
+
+
+def test_a_palette_needs_pairs():
+    config = uncond.get_config('folder')
+    config.data.palette = 'voc'
+    refused(config, 'data.palette')
+    config = cond.get_config('pairs_cpu')
+    config.data.palette = 'voc'
+    checks.check(config)
 
 
 def test_labels_need_slots_beside_the_patches():
@@ -357,7 +408,7 @@ def test_a_run_records_where_its_images_are(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = uncond.get_config('folder')
     config.data.path = 'photos'
-    run = SimpleNamespace(config=config, train=SimpleNamespace(classes=('a', 'b')))
+    run = SimpleNamespace(config=config, train=SimpleNamespace(classes=('a', 'b')), content='')
     record = build.Run.record.fget(run)
     assert record['data']['path'] == str(tmp_path / 'photos') and record['classes'] == ['a', 'b']
     assert config.data.path == 'photos'
