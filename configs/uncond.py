@@ -91,6 +91,9 @@ def _model(config: ConfigDict, variant: str, image_size: int) -> None:
     config.model.image_size = image_size  # side of the target in pixels, a multiple of 16
     config.model.channels = 3  # 3 for RGB, 1 for grayscale
     config.model.num_classes = 1000  # rows of the label table; used where condition.kind is class
+    config.model.token_width = 0  # of the tokens of a text; 0: no text, and no parameters for it
+    # 256: tokens are bytes, whose embeddings are learned; 0: they come as embeddings
+    config.model.vocabulary = 0
     config.model.tables = 'sincos'  # start of the position tables: sincos or zero
     config.model.freeze_tables = True  # the target's tables stay, as published
     config.model.null = 'mask'  # no condition is dead slots (mask) or a learned token (token)

@@ -22,6 +22,8 @@ from jit_jax.training.weights import read_weights
 
 # Keys of the config that decide which arrays the optimiser and the averages have.
 STATE_KEYS = ('optimizer.muon_rms', 'optimizer.mu_dtype', 'ema.decays')
+# Keys of config.model that older runs and converted weights lack, and what they are there.
+WITHOUT_TOKENS = {'token_width': 0, 'vocabulary': 0}
 
 
 def agreed_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[TrainState, str]:
@@ -87,7 +89,8 @@ def architecture_differences(there: dict, here: dict) -> list[str]:
 
 def _architecture(config: dict) -> dict:
     """config.model with the variant spelled out."""
-    return {**size(config['model']['variant']), **config['model'], 'variant': ''}
+    model = WITHOUT_TOKENS | dict(config['model'])
+    return {**size(model['variant']), **model, 'variant': ''}
 
 
 def refuse_other_images(workdir: str, there: dict, here: dict) -> None:

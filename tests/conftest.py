@@ -39,7 +39,7 @@ jax.config.update(
 settings.register_profile('suite', deadline=None, derandomize=True, max_examples=50)
 settings.load_profile('suite')
 
-CLASSES = 5
+CLASSES, TOKEN_WIDTH = 5, 6
 TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
 
 
@@ -48,7 +48,8 @@ def tiny():
     """Changes → a model of 32×32 images in 2×2 patches; the same tree whatever changes in how it
     computes.
     """
-    return lambda **changes: JiT(**size(TINY) | dict(image_size=32, num_classes=CLASSES) | changes)
+    sizes = size(TINY) | dict(image_size=32, num_classes=CLASSES, token_width=TOKEN_WIDTH)
+    return lambda **changes: JiT(**sizes | changes)
 
 
 @pytest.fixture(scope='session')
@@ -81,24 +82,25 @@ def params(fresh):
 
 @pytest.fixture(scope='session')
 def run():
-    """(model, params, z, t, **told) → x̂ and the gradients of Σ w·x̂, w random, in params, z, t and
-    cond.
+    """(model, params, z, t, **conditioning) → x̂ and the gradients of Σ w·x̂, w random, in params, z,
+    t, cond and embeddings of tokens.
     """
 
     @cache
     def program(model):
         def loss(arrays, rest):
-            x = model.apply(
-                {'params': arrays['params']}, arrays['z'], arrays['t'], arrays.get('cond'), **rest
-            )
+            arrays = dict(arrays)
+            params = {'params': arrays.pop('params')}
+            x = model.apply(params, **arrays, **rest)
             return jnp.sum(x * jax.random.normal(jax.random.key(1), x.shape)), x
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def both(model, params, z, t, **conditioning):
-        arrays = dict(params=params, z=z, t=t) | {
-            name: conditioning.pop(name) for name in ('cond',) if name in conditioning
-        }
+        arrays = dict(params=params, z=z, t=t)
+        for name in ('cond', 'cond_tokens'):
+            if name in conditioning and conditioning[name].dtype == np.float32:
+                arrays[name] = conditioning.pop(name)
         (_, x), gradients = program(model)(arrays, conditioning)
         return np.asarray(x), jax.tree.map(np.asarray, gradients)
 
@@ -110,8 +112,10 @@ def conditioning():
     """What models are told, by name, in batches of five rows; z and t besides.
 
     mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with
-    half and a label. full: a 16×16 grid with 0, 64, 255, 256 and about half of its patches live.
-    whole: a 4×8 grid and a label, all live and without flags.
+    half and a label. tokens: the same beside seven tokens; rows without anything, with some tokens
+    alone, with all of it, with tokens and a label, with some of everything. full: a 16×16 grid with
+    0, 64, 255, 256 and about half of its patches live. whole: a 4×8 grid, tokens and a label, all
+    live and without flags.
     """
     random = np.random.default_rng(0)
 
@@ -123,18 +127,26 @@ def conditioning():
     order = random.permutation(256)
     live = np.stack([order < 0, order < 64, order < 255, order < 256, order % 2 == 0])
     label = np.array([0, 1, 2, 3, 4], np.int32)
+    mixed = dict(
+        cond=image(16, 16),
+        cond_valid=some,
+        label=label,
+        label_valid=np.array([0, 0, 0, 1, 1], bool),
+    )
+    full, whole = dict(cond=image(32, 32), cond_valid=live), dict(cond=image(8, 16), label=label)
+    z = random.standard_normal((5, 32, 32, 3)).astype(np.float32)
+    tokens = random.standard_normal((5, 7, TOKEN_WIDTH)).astype(np.float32)
+    known = np.arange(7) < np.array([0, 3, 7, 7, 5])[:, None]
+    without_patches = np.array([1, 1, 0, 1, 0], bool)[:, None]
+    alone = dict(cond_valid=some & ~without_patches, cond_tokens=tokens, cond_tokens_valid=known)
     return {
-        'z': random.standard_normal((5, 32, 32, 3)).astype(np.float32),
+        'z': z,
         't': np.array([0.1, 0.3, 0.5, 0.7, 0.96], np.float32),
         'uncond': {},
-        'mixed': dict(
-            cond=image(16, 16),
-            cond_valid=some,
-            label=label,
-            label_valid=np.array([0, 0, 0, 1, 1], bool),
-        ),
-        'full': dict(cond=image(32, 32), cond_valid=live),
-        'whole': dict(cond=image(8, 16), label=label),
+        'mixed': mixed,
+        'tokens': mixed | alone,
+        'full': full,
+        'whole': whole | dict(cond_tokens=tokens),
     }
 
 

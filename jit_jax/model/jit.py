@@ -1,8 +1,8 @@
 """JiT in Flax Linen: one parameter tree for every regime, over the 512 slots of `sequence.py`.
 
-Around the published blocks (`block.py`), condition patches and class tokens share the first 256
-slots. Parameters of the L blocks are stacked along a leading axis, whether the blocks run as a scan
-or one by one.
+Around the published blocks (`block.py`), condition patches, tokens and class tokens share the first
+256 slots. Parameters of the L blocks are stacked along a leading axis, whether the blocks run as a
+scan or one by one.
 """
 
 import math
@@ -14,10 +14,11 @@ import numpy as np
 from jax.nn import initializers
 
 from jit_jax.errors import UserError
-from jit_jax.model import attention, sequence
+from jit_jax.model import attention, sequence, shapes
 from jit_jax.model.block import Block, kept_by, modulation_of
 from jit_jax.model.layers import Linear, PatchEmbed, RMSNorm, time_features
 from jit_jax.model.sequence import COND, GRID, Slots
+from jit_jax.model.token_embed import TokenEmbed
 
 
 class JiT(nn.Module):
@@ -27,6 +28,8 @@ class JiT(nn.Module):
       image_size, channels: of the target; the patch is image_size / 16.
       depth, width, heads, bottleneck, class_tokens, class_start, dropout: a row of VARIANTS.
       num_classes: rows of the label table less one (the last is the null class); 0: no labels.
+      token_width: E, of condition tokens; 0: none.
+      vocabulary: where tokens come as numbers, how many there are; 0: they come as embeddings.
       tables: 'sincos' or 'zero', the start of both pairs of position tables.
       freeze_tables: the target's pair stays as it starts.
       null: what no condition is: 'mask' (zeros, dead) or 'token' (a learned token, live, in all 256
@@ -48,6 +51,8 @@ class JiT(nn.Module):
     dropout: float = 0.0
     channels: int = 3
     num_classes: int = 0
+    token_width: int = 0
+    vocabulary: int = 0
     tables: str = 'sincos'
     freeze_tables: bool = True
     null: str = 'mask'
@@ -73,6 +78,8 @@ class JiT(nn.Module):
         )
         self.target_embed = PatchEmbed(freeze=self.freeze_tables, **embed)
         self.cond_embed = PatchEmbed(freeze=False, **embed)
+        if self.token_width:
+            self.token_embed = TokenEmbed(self.width, self.token_width, self.vocabulary, self.dtype)
         self.no_condition = self.param('no_condition', normal, (self.width,))
         self.time_in = Linear((self.width,), normal)
         self.time_out = Linear((self.width,), normal)
@@ -108,6 +115,8 @@ class JiT(nn.Module):
         label=None,
         label_valid=None,
         cond_grid=None,
+        cond_tokens=None,
+        cond_tokens_valid=None,
         *,
         train: bool = False,
     ):
@@ -121,12 +130,19 @@ class JiT(nn.Module):
         cond_grid: int [B, 2], where rows mix grids: cond is as large as the largest, and row b's
           own h×w patches lie at its top left, the rest being dead in cond_valid. None: cond is
           every row's grid.
+        cond_tokens: [B, m, E] embeddings, or int [B, m] in [0, vocabulary), or None.
+        cond_tokens_valid: bool [B, m], the live tokens of each row; None: all.
         train: dropout is on, and needs rngs={'dropout': key}.
         Returns x̂ float32 [B, H, W, C]. Raises UserError for shapes that do not fit.
         """
-        self._check(z, cond, cond_valid, label, label_valid)
-        slots = self._slots(len(z), cond, cond_valid, label, label_valid, cond_grid)
-        condition = self._condition_tokens(slots, cond)
+        shapes.check_images(self, z, cond, cond_valid)
+        shapes.check_tokens(self, len(z), cond_tokens, cond_tokens_valid)
+        if label is not None and not self.num_classes:
+            raise UserError('label was given to a model without classes; set num_classes.')
+        slots = self._slots(
+            len(z), cond, cond_valid, label, label_valid, cond_grid, cond_tokens, cond_tokens_valid
+        )
+        condition = self._condition_slots(slots, cond, cond_tokens)
         target = self.target_embed(sequence.patchify(z, self.patch), GRID, GRID)
         x = jnp.concatenate([condition, target], 1)  # [B, S, D]
 
@@ -143,70 +159,67 @@ class JiT(nn.Module):
         x = self.final_norm(x[:, -GRID * GRID :], shift, scale)
         return sequence.unpatchify(self.final(x).astype(jnp.float32), self.patch)
 
-    def _check(self, z, cond, cond_valid, label, label_valid):
-        """Raises UserError for inputs whose shapes do not fit the model or each other."""
-        B = len(z)
-        shape = [self.image_size, self.image_size, self.channels]
-        if list(z.shape[1:]) != shape:
-            size = ', '.join(map(str, shape))
-            raise UserError(f'z is [B, {size}] for this model; got {list(z.shape)}.')
-        n = 0
-        if cond is not None:
-            n = math.prod(sequence.condition_grid(cond.shape, self.patch))
-            if cond.shape[0] != B or cond.shape[3] != self.channels:
-                raise UserError(
-                    f'cond is [B, Hc, Wc, C] with the batch and channels of z {list(z.shape)}; '
-                    f'got {list(cond.shape)}.'
-                )
-        if cond_valid is not None and cond_valid.shape != (B, n):
-            raise UserError(
-                f'cond_valid is [B, n] = [{B}, {n}], one flag a condition patch; '
-                f'got {list(cond_valid.shape)}.'
-            )
-        if label is not None and not self.num_classes:
-            raise UserError('label was given to a model without classes; set num_classes.')
-        one_or_the_other = cond_valid is not None and label_valid is not None
-        if label is not None and n + self.class_tokens > COND.stop and not one_or_the_other:
-            raise UserError(
-                f'{n} condition patches and {self.class_tokens} class tokens do not fit in '
-                f'{COND.stop} slots; use a smaller condition image or no label.'
-            )
-
-    def _slots(self, B, cond, cond_valid, label, label_valid, cond_grid) -> Slots:
+    def _slots(
+        self, B, cond, cond_valid, label, label_valid, cond_grid, tokens, tokens_valid
+    ) -> Slots:
         """Which slots the program computes, and which of them are live."""
-        grid = (0, 0)
+        grid, m = (0, 0), 0
         if cond is not None:
             grid = sequence.condition_grid(cond.shape, self.patch)
+        if tokens is not None:
+            m = tokens.shape[1]
+        n = math.prod(grid)
+        valid = _both_valid(B, n, cond_valid, m, tokens_valid)
+        either = valid is not None and label_valid is not None
+        sequence.check_room(n, m, 0 if label is None else self.class_tokens, either=either)
         empty = None
         if self.null == 'token':
-            empty = _rows_without_condition(B, cond, cond_valid, label, label_valid)
+            empty = _rows_without_condition(B, n + m, valid, label, label_valid)
         literal = self.dead_slots == 'keep' or empty is not None
-        return Slots(B, grid, literal, cond_valid, label_valid, cond_grid, empty)
+        return Slots(B, grid, m, literal, valid, label_valid, cond_grid, empty)
 
-    def _condition_tokens(self, slots: Slots, cond):
+    def _condition_slots(self, slots: Slots, cond, tokens):
         """What stands before the target, up to the block where class tokens enter: [B, ·, D]."""
-        tokens = jnp.zeros((slots.batch, 0, self.width), self.dtype)
+        parts = [jnp.zeros((slots.batch, 0, self.width), self.dtype)]
         if cond is not None:
-            patches = sequence.patchify(cond, self.patch)
-            tokens = self._embed_condition(patches, slots)
+            parts.append(self._embed_condition(sequence.patchify(cond, self.patch), slots))
         elif self.is_initializing():  # one tree for every regime
             self.cond_embed(jnp.zeros((1, 1, self.patch**2 * self.channels)), 1, 1)
+        if tokens is not None:
+            parts.append(self._embed_tokens(tokens, slots))
+        elif self.token_width and self.is_initializing():
+            self.token_embed(self._no_tokens())
+        x = jnp.concatenate(parts, 1)
         if slots.literal:
             padding = COND.stop - slots.n
-            tokens = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0)))
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
         if slots.empty is not None:
             token = self.no_condition.astype(jnp.float32)
-            tokens = jnp.where(slots.empty[:, None, None], token, tokens.astype(jnp.float32))
-        return tokens.astype(self.dtype)
+            x = jnp.where(slots.empty[:, None, None], token, x.astype(jnp.float32))
+        return x.astype(self.dtype)
 
     def _embed_condition(self, patches, slots: Slots):
         """Condition patches [B, n, P] → tokens [B, n, D]; dead ones are zero."""
         if slots.cond_valid is None:
             return self.cond_embed(patches, *slots.grid)
         # Zero at the pixels too, or a NaN there would reach the gradient of the kernel.
-        live = slots.cond_valid[:, :, None]
+        live = slots.cond_valid[:, : slots.patches, None]
         tokens = self.cond_embed(jnp.where(live, patches, 0), *slots.grid)
         return jnp.where(live, tokens, 0)
+
+    def _embed_tokens(self, tokens, slots: Slots):
+        """Condition tokens [B, m, E] or [B, m] → [B, m, D]; dead ones are zero."""
+        if slots.cond_valid is None:
+            return self.token_embed(tokens)
+        live = slots.cond_valid[:, slots.patches :, None]
+        entering = live[:, :, 0] if self.vocabulary else live
+        return jnp.where(live, self.token_embed(jnp.where(entering, tokens, 0)), 0)
+
+    def _no_tokens(self):
+        """A token that says nothing, for its shape."""
+        if self.vocabulary:
+            return jnp.zeros((1, 1), jnp.int32)
+        return jnp.zeros((1, 1, self.token_width))
 
     def _label_embedding(self, label, label_valid):
         """float32 [B, D]; zero for rows that have no label at all."""
@@ -318,15 +331,28 @@ def unstack(layers, depth: int) -> list:
     return [tree.unflatten([leaf[0] for leaf in layer]) for layer in zip(*split)]
 
 
-def _rows_without_condition(B, cond, cond_valid, label, label_valid):
-    """bool [B], the rows that have neither image nor label, or None when no row can be one."""
-    if cond is not None and cond_valid is None:
+def _both_valid(B, n: int, cond_valid, m: int, tokens_valid):
+    """Flags of n patches and m tokens in one array, bool [B, n + m]; None when all are live."""
+    if cond_valid is None and tokens_valid is None:
+        return None
+    if cond_valid is None:
+        cond_valid = jnp.ones((B, n), bool)
+    if tokens_valid is None:
+        tokens_valid = jnp.ones((B, m), bool)
+    return jnp.concatenate([cond_valid, tokens_valid], 1)
+
+
+def _rows_without_condition(B, n: int, valid, label, label_valid):
+    """bool [B], the rows that have neither patches, tokens nor a label, or None when no row can be
+    one.
+    """
+    if n and valid is None:
         return None
     if label is not None and label_valid is None:
         return None
     empty = jnp.ones(B, bool)
-    if cond is not None:
-        empty = empty & ~cond_valid.any(1)
+    if n:
+        empty = empty & ~valid.any(1)
     if label is not None:
         empty = empty & ~label_valid
     return empty

@@ -5,13 +5,16 @@
     partial   C₀ … C₆₃  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      64 of 256 condition slots live
     cond      C₀ C₁ …        C₂₅₅   │  T₀  T₁  …       T₂₅₅
     class     K₀ … K₃₁  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      32 class tokens in the same slots
+    text      E₀ … E₁₅  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      16 tokens of a text, or of anything
 
-`valid: bool[B, 512]` says which slots are live, row by row, so one batch may mix all four.
+`valid: bool[B, 512]` says which slots are live, row by row, so one batch may mix all five.
 A dead slot is zero where it enters the network and masked as a key in attention; nothing reads
-what it becomes as a query. Class tokens take the slots right after the image patches.
+what it becomes as a query. Condition slots hold image patches first, tokens after them, and class
+tokens last.
 
 Shape letters, here and everywhere: B batch, S slots, N target patches, D width, H heads,
-K head width, P pixels of a patch (p · p · channels), n condition patches of a program, L depth.
+K head width, P pixels of a patch (p · p · channels), m condition tokens, E their width,
+n condition patches and tokens of a program, L depth.
 """
 
 from dataclasses import dataclass
@@ -86,7 +89,8 @@ def place(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
 
 
 def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0) -> jnp.ndarray:
-    """`valid` of the literal sequence: bool [B, 512], from cond_valid [B, n] and label_valid [B].
+    """`valid` of the literal sequence: bool [B, 512], from cond_valid [B, n] (of patches, then of
+    tokens) and label_valid [B].
 
     This is the picture in this module's docstring, from the block where class tokens enter.
     """
@@ -102,17 +106,35 @@ def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int =
 
 
 def first_class_slot(n: int, class_tokens: int) -> int:
-    """Class tokens follow the n condition patches, or end with the last condition slot.
+    """Class tokens follow the n condition patches and tokens, or end with the last condition slot.
 
     The latter where both do not fit beside each other; then no row may have both.
     """
     return min(n, COND.stop - class_tokens)
 
 
+def check_room(patches: int, tokens: int, class_tokens: int, *, either: bool = False) -> None:
+    """Raises UserError where what stands before the target does not fit in 256 slots.
+
+    either: no row has class tokens beside others, so that they may share slots.
+    """
+    if either:
+        class_tokens = 0
+    if patches + tokens + class_tokens <= COND.stop:
+        return
+    counts = {'condition patches': patches, 'tokens': tokens, 'class tokens': class_tokens}
+    words = [f'{count} {name}' for name, count in counts.items() if count]
+    words = ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
+    raise UserError(
+        f'{words} do not fit in {COND.stop} slots; use a smaller condition image, a shorter text '
+        'or no label.'
+    )
+
+
 def slot_places(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
     """Where all 512 slots lie, with an h×w condition: [512, 2], or [B, 512, 2] with grid [B, 2].
 
-    Class tokens and dead slots are at (0, 0), which attention does not rotate.
+    Tokens, class tokens and dead slots are at (0, 0), which attention does not rotate.
     """
     cond = place(h, w, grid)
     padding = np.zeros((COND.stop - h * w, 2))
@@ -134,8 +156,9 @@ class Slots:
 
     batch: int
     grid: tuple[int, int]  # rows and columns of condition patches; (0, 0) without a condition image
+    tokens: int  # condition tokens
     literal: bool  # all 512 slots are computed, not only those that can be live
-    cond_valid: jax.Array | None = None  # bool [B, n]
+    cond_valid: jax.Array | None = None  # bool [B, n], of patches and then of tokens
     label_valid: jax.Array | None = None  # bool [B]
     cond_grid: jax.Array | None = None  # int [B, 2], where rows differ in their grids
     empty: jax.Array | None = (
@@ -143,10 +166,15 @@ class Slots:
     )
 
     @property
-    def n(self) -> int:
-        """Condition patches, and so the first slot of class tokens."""
+    def patches(self) -> int:
+        """Condition patches, and so the first slot of tokens."""
         h, w = self.grid
         return h * w
+
+    @property
+    def n(self) -> int:
+        """Condition patches and tokens, and so the first slot of class tokens."""
+        return self.patches + self.tokens
 
     def computed(self, class_tokens: int) -> np.ndarray:
         """The slots that are computed: int [S]."""

@@ -38,6 +38,9 @@ RULES = (
     (r'(target|cond)_embed/pixels/kernel', P('fsdp', None)),
     (r'(target|cond)_embed/out/kernel', P(None, 'fsdp')),
     (r'(target|cond)_embed/(out/bias|rows|cols)', P()),
+    (r'token_embed/out/kernel', P(None, 'fsdp')),  # [E, D]
+    (r'token_embed/(table|positions)', P(None, 'fsdp')),  # [V, E], [256, D]
+    (r'token_embed/out/bias', P()),
     (r'(time_in|time_out)/kernel', P('fsdp', None)),
     (r'(time_in|time_out)/bias', P()),
     (r'final_modulation/kernel', P('fsdp', None, 'tensor')),

@@ -119,7 +119,8 @@ def hidden_width(width: int) -> int:
 def slot_counts(model, cond_slots: int, *, labelled: bool) -> tuple[int, int]:
     """Slots of a program before and after class tokens enter.
 
-    model: a `JiT`. cond_slots: condition patches of the program. labelled: class tokens enter.
+    model: a `JiT`. cond_slots: condition patches and tokens of the program. labelled: class tokens
+    enter.
     """
     if model.dead_slots == 'keep' or model.null == 'token':  # the token may fill all of them
         return SLOTS, SLOTS
@@ -127,10 +128,12 @@ def slot_counts(model, cond_slots: int, *, labelled: bool) -> tuple[int, int]:
     return before, min(before + (model.class_tokens if labelled else 0), SLOTS)
 
 
-def forward_multiply_adds(model, cond_slots: int = 0, *, labelled: bool = True) -> int:
+def forward_multiply_adds(
+    model, patches: int = 0, tokens: int = 0, *, labelled: bool = True
+) -> int:
     """Multiply-adds of one image's forward pass, in products: what the paper's table calls Gflops.
 
-    Arguments as in `slot_counts`.
+    patches, tokens: of the condition, in the program. labelled: class tokens enter.
     """
     D, N = model.width, GRID * GRID
     F = hidden_width(D)
@@ -141,9 +144,9 @@ def forward_multiply_adds(model, cond_slots: int = 0, *, labelled: bool = True) 
         logits_and_their_use = 2 * S * S * D
         return projections + logits_and_their_use
 
-    before, after = slot_counts(model, cond_slots, labelled=labelled)
+    before, after = slot_counts(model, patches + tokens, labelled=labelled)
     blocks = model.class_start * block(before) + (model.depth - model.class_start) * block(after)
-    embedding = (N + cond_slots) * model.bottleneck * (P + D)
+    embedding = (N + patches) * model.bottleneck * (P + D) + tokens * model.token_width * D
     output = N * D * P
     conditioning = (256 + D) * D + (6 * model.depth + 2) * D * D
     return blocks + embedding + output + conditioning

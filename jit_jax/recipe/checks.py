@@ -48,6 +48,8 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'model.image_size': sequence.GRID,
     'model.channels': 1,
     'model.num_classes': 0,
+    'model.token_width': 0,
+    'model.vocabulary': 0,
     'data.threads': 0,
     'data.prefetch': 0,
     'condition.factor': 1,

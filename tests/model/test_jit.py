@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASSES, TINY, perturb
+from conftest import CLASSES, TINY, TOKEN_WIDTH, perturb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +76,7 @@ def test_one_tree(tiny, fresh, conditioning, null, dead_slots, scan):
         for path, x in jax.tree_util.tree_leaves_with_path(fresh)
     }
     assert shapes(model) == shapes(model, **conditioning['mixed']) == expected
+    assert shapes(model, **conditioning['tokens']) == expected
 
 
 def test_without_classes_only_the_label_tables_are_gone(tiny, fresh, conditioning):
@@ -84,10 +85,19 @@ def test_without_classes_only_the_label_tables_are_gone(tiny, fresh, conditionin
     assert all(expected[name] == shape for name, shape in without.items())
 
 
+def test_without_tokens_only_their_embedding_is_gone(tiny):
+    without, expected = shapes(tiny(token_width=0)), shapes(tiny())
+    gone = set(expected) - set(without)
+    assert gone and all(name.startswith("['token_embed']") for name in gone)
+    assert all(expected[name] == shape for name, shape in without.items())
+    table = set(shapes(tiny(vocabulary=9))) - set(expected)
+    assert table == {"['token_embed']['table']"}
+
+
 def test_one_start(tiny, fresh, conditioning):
     model = tiny(scan=False)
     other = jax.jit(lambda key, z, t, conditioning: model.init(key, z, t, **conditioning))(
-        jax.random.key(0), conditioning['z'], conditioning['t'], conditioning['mixed']
+        jax.random.key(0), conditioning['z'], conditioning['t'], conditioning['tokens']
     )
     equal(other['params'], fresh)  # what the first batch holds decides nothing
 
@@ -97,7 +107,7 @@ def test_one_start(tiny, fresh, conditioning):
 
 @pytest.mark.parametrize(
     'null, name',
-    [*itertools.product(['mask'], ['uncond', 'mixed', 'full', 'whole']), ('token', 'whole')],
+    [*itertools.product(['mask'], ['uncond', 'tokens', 'full', 'whole']), ('token', 'whole')],
 )
 def test_skip_is_keep(tiny, params, run, conditioning, null, name):
     skip = run(tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning[name])
@@ -115,15 +125,15 @@ def test_skip_is_keep(tiny, params, run, conditioning, null, name):
     )
 
 
-@pytest.mark.parametrize('null', ['mask', 'token'])
+@pytest.mark.parametrize('null, name', [('mask', 'mixed'), ('mask', 'tokens'), ('token', 'tokens')])
 def test_a_row_without_condition_in_a_mixture_is_the_unconditional_row(
-    tiny, params, run, conditioning, null
+    tiny, params, run, conditioning, null, name
 ):
     alone, _ = run(
         tiny(null=null), params, conditioning['z'], conditioning['t']
     )  # 256 slots, or 512 with tokens
     mixed, _ = run(
-        tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning['mixed']
+        tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning[name]
     )
     close(mixed[0], alone[0])
     assert all(np.abs(mixed[b] - alone[b]).max() > 0.01 for b in range(1, 5))
@@ -161,13 +171,49 @@ def test_rows_with_patches_in_all_slots_and_rows_with_a_label(
 
 
 def test_all_live_flags_are_no_flags(tiny, params, run, conditioning):
-    some, label = dict(conditioning['mixed']), conditioning['mixed']['label']
-    all_live = some | dict(cond_valid=np.ones((5, 64), bool), label_valid=np.ones(5, bool))
-    flagged = run(tiny(), params, conditioning['z'], conditioning['t'], **all_live)
-    close(
-        run(tiny(), params, conditioning['z'], conditioning['t'], cond=some['cond'], label=label),
-        flagged,
-    )
+    flags = {
+        'cond_valid': np.ones((5, 64), bool),
+        'cond_tokens_valid': np.ones((5, 7), bool),
+        'label_valid': np.ones(5, bool),
+    }
+    z, t, some = conditioning['z'], conditioning['t'], conditioning['tokens']
+    without = {name: array for name, array in some.items() if name not in flags}
+    close(run(tiny(), params, z, t, **without), run(tiny(), params, z, t, **some | flags))
+    tokens = {name: flags[name] for name in ('cond_tokens_valid',)}  # of one kind, and not the rest
+    close(run(tiny(), params, z, t, **without | tokens), run(tiny(), params, z, t, **without))
+
+
+def test_numbers_of_tokens_are_rows_of_a_learned_table(tiny, params, run, conditioning):
+    """And which number a dead token has decides nothing, in the table's gradient either."""
+    table = np.random.default_rng(0).standard_normal((9, TOKEN_WIDTH), np.float32)
+    known = conditioning['tokens']['cond_tokens_valid']
+    numbers = np.random.default_rng(1).integers(0, 6, known.shape, np.int32)
+    lettered = params | {'token_embed': params['token_embed'] | {'table': table}}
+    z, t = conditioning['z'], conditioning['t']
+    some = conditioning['tokens'] | dict(cond_tokens=table[numbers])
+    x, gradients = run(tiny(), params, z, t, **some)
+    some = conditioning['tokens'] | dict(cond_tokens=numbers)
+    by_number, by_table = run(tiny(vocabulary=9), lettered, z, t, **some)
+    close(by_number, x)
+    moved = by_table['params']['token_embed'].pop('table')
+    close(by_table['params'], gradients['params'])
+    assert set(np.flatnonzero(np.abs(moved).sum(-1))) == set(numbers[known])
+    for lost in (8, 99, -7):
+        some['cond_tokens'] = np.where(known, numbers, lost).astype(np.int32)
+        dirty, dirty_gradients = run(tiny(vocabulary=9), lettered, z, t, **some)
+        equal(dirty, by_number)
+        equal(dirty_gradients['params']['token_embed']['table'], moved)
+
+
+def test_where_a_token_stands_matters_and_other_tokens_paint_otherwise(
+    tiny, params, run, conditioning
+):
+    z, t, some = conditioning['z'], conditioning['t'], conditioning['tokens']
+    x, _ = run(tiny(), params, z, t, **some)
+    for other in (some['cond_tokens'][:, ::-1], -some['cond_tokens']):
+        changed, _ = run(tiny(), params, z, t, **some | dict(cond_tokens=other))
+        equal(changed[0], x[0])  # no live token
+        assert all(np.abs(changed[b] - x[b]).max() > 0.003 for b in range(1, 5))
 
 
 def test_rows_with_grids_of_their_own(tiny, params, run, conditioning):
@@ -202,7 +248,7 @@ def test_rows_with_grids_of_their_own(tiny, params, run, conditioning):
 
 @pytest.mark.parametrize('changes', [dict(scan=False), dict(remat='dots'), dict(remat='full')])
 def test_how_blocks_run_changes_nothing(tiny, params, run, conditioning, changes):
-    name = 'mixed' if changes == dict(scan=False) else 'uncond'
+    name = 'tokens' if changes == dict(scan=False) else 'uncond'
     close(
         *(
             run(tiny(**c), params, conditioning['z'], conditioning['t'], **conditioning[name])
@@ -241,26 +287,22 @@ def test_what_a_dead_slot_holds_changes_nothing(
 ):
     random = np.random.default_rng(seed)
     valid, labelled = random.random((5, 64)) < density, random.random(5) < 0.5
-    cond, label = (
-        conditioning['mixed']['cond'],
-        np.array([0, 1, 3, 4, 0], np.int32),
-    )  # never 2 and 5
-    dead = np.repeat(np.repeat(~valid.reshape(5, 8, 8), 2, 1), 2, 2)[
-        ..., None
-    ]  # the pixels of dead patches
+    known = random.random((5, 7)) < density
+    some = conditioning['tokens']
+    label = np.array([0, 1, 3, 4, 0], np.int32)  # never 2 and 5
+    by_pixel = np.repeat(np.repeat(~valid.reshape(5, 8, 8), 2, 1), 2, 2)
+    dead = by_pixel[..., None]  # the pixels of dead patches
+    flags = dict(cond_valid=valid, cond_tokens_valid=known, label_valid=labelled)
+    model = tiny(null=null, dead_slots=dead_slots)
 
     def outcome(fill, label_fill):
-        clean = dict(cond=np.where(dead, np.float32(fill), cond), cond_valid=valid)
-        clean |= dict(
-            label=np.where(labelled, label, label_fill).astype(np.int32), label_valid=labelled
+        fill = np.float32(fill)
+        filled = dict(
+            cond=np.where(dead, fill, some['cond']),
+            cond_tokens=np.where(known[..., None], some['cond_tokens'], fill),
+            label=np.where(labelled, label, label_fill).astype(np.int32),
         )
-        return run(
-            tiny(null=null, dead_slots=dead_slots),
-            params,
-            conditioning['z'],
-            conditioning['t'],
-            **clean,
-        )
+        return run(model, params, conditioning['z'], conditioning['t'], **filled, **flags)
 
     x, gradients = outcome(0, 0)
     dirty, dirty_gradients = outcome(garbage, lost)
@@ -269,31 +311,26 @@ def test_what_a_dead_slot_holds_changes_nothing(
 
     d_patches = patches_of(gradients['cond'])
     assert (d_patches[~valid] == 0).all() and (np.abs(d_patches[valid]).sum(-1) > 0).all()
+    d_tokens = np.abs(gradients['cond_tokens']).sum(-1)
+    np.testing.assert_array_equal(d_tokens > 0, known)
     d_classes = np.abs(gradients['params']['classes']).sum(-1)
     assert set(np.flatnonzero(d_classes)) == set(label[labelled])
 
 
 @pytest.mark.parametrize('null', ['mask', 'token'])
 def test_a_row_does_not_depend_on_the_others(tiny, params, run, conditioning, null):
-    x, _ = run(
-        tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning['mixed']
-    )
+    some, t = conditioning['tokens'], conditioning['t']
+    x, _ = run(tiny(null=null), params, conditioning['z'], t, **some)
     for row in range(5):
         others = np.arange(5) != row
-        z, mixed = (
-            conditioning['z'].copy(),
-            {name: array.copy() for name, array in conditioning['mixed'].items()},
-        )
-        z[others], mixed['cond'][others], mixed['cond_valid'][others], mixed['label'][others] = (
-            np.nan,
-            1,
-            True,
-            2,
-        )
-        mixed['label_valid'][others] = ~mixed['label_valid'][others]
-        changed, _ = run(tiny(null=null), params, z, conditioning['t'], **mixed)
-        equal(changed[row], x[row])
-        assert np.isnan(changed[others]).all()
+        z, changed = conditioning['z'].copy(), {name: rows.copy() for name, rows in some.items()}
+        z[others], changed['cond'][others], changed['label'][others] = np.nan, 1, 2
+        changed['cond_tokens'][others] = 3
+        for flags in ('cond_valid', 'cond_tokens_valid', 'label_valid'):
+            changed[flags][others] = ~changed[flags][others]
+        found, _ = run(tiny(null=null), params, z, t, **changed)
+        equal(found[row], x[row])
+        assert np.isnan(found[others]).all()
 
 
 def seen(tiny, params, conditioning, monkeypatch, **changes):
@@ -320,13 +357,19 @@ def seen(tiny, params, conditioning, monkeypatch, **changes):
         return model.apply({'params': params}, z, t, **conditioning)
 
     with jax.disable_jit(), jax.ensure_compile_time_eval():
-        forward(params, conditioning['z'], conditioning['t'], conditioning['mixed'])
+        forward(params, conditioning['z'], conditioning['t'], conditioning['tokens'])
     return masks, places
+
+
+def live_before_labels(conditioning):
+    """bool [5, 71]: the patches and tokens that are live in `tokens`."""
+    some = conditioning['tokens']
+    return np.concatenate([some['cond_valid'], some['cond_tokens_valid']], 1)
 
 
 def test_each_block_is_given_the_mask_of_the_drawing(tiny, params, conditioning, monkeypatch):
     (first, second), _ = seen(tiny, params, conditioning, monkeypatch)
-    valid, label_valid = conditioning['mixed']['cond_valid'], conditioning['mixed']['label_valid']
+    valid, label_valid = live_before_labels(conditioning), conditioning['tokens']['label_valid']
     equal(first, slot_mask(5, valid))
     equal(second, slot_mask(5, valid, label_valid, class_tokens=4))  # class tokens start at block 1
 
@@ -335,12 +378,10 @@ def test_no_condition_tokens_fill_all_condition_slots_of_their_rows(
     tiny, params, conditioning, monkeypatch
 ):
     (first, second), (before, after) = seen(tiny, params, conditioning, monkeypatch, null='token')
-    empty = np.array(
-        [True, False, False, False, False]
-    )  # in `mixed`, the others have patches or a label
+    empty = np.array([True, False, False, False, False])  # in `tokens`, the others have something
     equal(
         first,
-        np.asarray(slot_mask(5, conditioning['mixed']['cond_valid']))
+        np.asarray(slot_mask(5, live_before_labels(conditioning)))
         | (empty[:, None] & (np.arange(SLOTS) < 256)),
     )
     assert np.asarray(second)[0].all()
@@ -357,7 +398,7 @@ def test_places_of_patches_and_class_tokens(tiny, params, conditioning, monkeypa
     _, runs = seen(tiny, params, conditioning, monkeypatch)
     for places in runs:
         np.testing.assert_array_equal(places[:64], place(8, 8).astype(np.float32))
-        np.testing.assert_array_equal(places[64:256], 0)  # class tokens and dead slots
+        np.testing.assert_array_equal(places[64:256], 0)  # tokens, class tokens and dead slots
         np.testing.assert_array_equal(places[TARGET], place(GRID, GRID))
 
 
@@ -500,6 +541,7 @@ def test_what_starts_normal_zero_and_one(fresh):
         fresh['classes'],
         fresh['class_positions'],
         fresh['no_condition'],
+        fresh['token_embed']['positions'],
     ):
         sigmas = 4 / math.sqrt(2 * leaf.size)
         assert (
@@ -648,11 +690,23 @@ def test_published_parameter_counts(variant, image_size, count):
             dict(cond=(5, 32, 32, 3), label=(5,)),
             '256 condition patches and 4 class tokens do not fit in 256',
         ),
+        (
+            dict(cond=(5, 16, 32, 3), cond_tokens=(5, 125, 6), label=(5,)),
+            '128 condition patches, 125 tokens and 4 class tokens do not fit in 256',
+        ),
+        (dict(cond_tokens=(5, 257, 6)), '257 tokens do not fit in 256'),
+        (dict(cond_tokens=(5, 7, 5)), r'cond_tokens is .*\[5, 7, 6\].*\[5, 7, 5\]'),
+        (dict(cond_tokens=(5, 6)), r'cond_tokens is .*\[5, 6, 6\].*\[5, 6\]'),
+        (
+            dict(cond_tokens=(5, 7, 6), cond_tokens_valid=(5, 6)),
+            r'cond_tokens_valid is .*\[5, 7\].*\[5, 6\]',
+        ),
+        (dict(cond_tokens_valid=(5, 7)), r'cond_tokens_valid is .*\[5, 0\].*\[5, 7\]'),
         (dict(cond=(5, 28, 36, 3)), '28×36'),
     ],
 )
 def test_shapes_that_do_not_fit_end_in_one_sentence(tiny, shapes, words):
-    types = dict(cond_valid=jnp.bool_, label=jnp.int32)
+    types = dict(cond_valid=jnp.bool_, cond_tokens_valid=jnp.bool_, label=jnp.int32)
     conditioning = {
         name: jax.ShapeDtypeStruct(shape, types.get(name, jnp.float32))
         for name, shape in shapes.items()
@@ -683,6 +737,21 @@ def test_a_label_for_a_model_without_classes_is_refused(tiny):
             *FIVE,
             label=jax.ShapeDtypeStruct((5,), jnp.int32),
         )
+
+
+@pytest.mark.parametrize(
+    'changes, tokens, words',
+    [
+        (dict(token_width=0), jnp.float32, 'set token_width'),
+        (dict(vocabulary=9), jnp.float32, r'whole numbers \[B, m\]'),
+        ({}, jnp.int32, r'embeddings \[B, m, E\]'),
+    ],
+)
+def test_tokens_that_a_model_does_not_take_are_refused(tiny, changes, tokens, words):
+    given = jax.ShapeDtypeStruct((5, 7, 6), tokens)
+    with pytest.raises(ValueError, match=words) as error:
+        jax.eval_shape(tiny(**changes).init, jax.random.key(0), *FIVE, cond_tokens=given)
+    assert '\n' not in str(error.value)
 
 
 def test_a_size_without_class_tokens_has_no_array_for_them(tiny, conditioning):

@@ -25,7 +25,8 @@ ROWS = {
     'partial': (64, None),
     'cond': (256, None),
     'class': (0, 32),
-}  # condition patches, class tokens
+    'text': (16, None),
+}  # condition patches or tokens, class tokens
 
 
 def mask(n, tokens):
@@ -64,6 +65,7 @@ def test_the_docstring_numbers_the_slots():
         ('partial', '████············│████████████████'),
         ('cond', '████████████████│████████████████'),
         ('class', '██··············│████████████████'),
+        ('text', '█···············│████████████████'),
     ],
 )
 def test_draw(row, picture):

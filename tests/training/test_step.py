@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
+from conftest import TINY, TOKEN_WIDTH
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cond
@@ -181,6 +181,7 @@ MESHES['in parts'] = ((2, 1, 1), 2)
 def tiny_config(shape):
     config = cond.get_config('digits')
     config.model.variant, config.model.num_classes, config.mesh = TINY, 5, shape
+    config.model.token_width = TOKEN_WIDTH
     config.compute.scan = True
     config.condition.drop = 0.4
     config.optimizer.base_lr, config.optimizer.warmup = LR * 32, 2
