@@ -67,13 +67,17 @@ def test_architectures_that_share_weights():
     spelled = 'depth=12,width=384,heads=6,bottleneck=64,class_tokens=32,class_start=4,dropout=0.0'
     other = {'model': CONFIG['model'] | {'variant': spelled}, 'steps': 1}
     assert resume.architecture_differences(CONFIG, other) == []
-    other['model'] = other['model'] | {'variant': 'L', 'null': 'token', 'channels': 1}
+    other['model'] |= {'token_width': 0, 'vocabulary': 0}  # older runs have neither key
+    assert resume.architecture_differences(CONFIG, other) == []
+    assert resume.architecture_differences(other, CONFIG) == []
+    other['model'] |= {'variant': 'L', 'null': 'token', 'channels': 1, 'token_width': 8}
     assert resume.architecture_differences(CONFIG, other) == [
         'model.depth is 12 there and 24 here',
         'model.width is 384 there and 1024 here',
         'model.heads is 6 there and 16 here',
         'model.bottleneck is 64 there and 128 here',
         'model.class_start is 4 there and 8 here',
+        'model.token_width is 0 there and 8 here',
         'model.null is mask there and token here',
         'model.channels is only here',
     ]
