@@ -1,8 +1,11 @@
-"""Converts official PyTorch weights to a run folder, or a run folder back.
+"""Converts official PyTorch weights, or those of the diffusers library, to a run folder, or a run
+folder back.
 
 examples:
   jit-jax convert checkpoint-last.pth runs/official
   jit-jax convert runs/official back.pth
+  jit-jax convert JiT-diffusers/JiT-B-16 runs/b16     # a folder from the Hugging Face Hub
+  jit-jax convert runs/b16 b16-diffusers/             # and back: ema1, or what --ema names
 """
 
 import argparse
@@ -13,6 +16,7 @@ from jit_jax.commands import command_line
 from jit_jax.diffusion.guidance import GUIDANCE
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
+from jit_jax.model import diffusers_layout
 from jit_jax.model.official import from_official, load_official, save_official
 from jit_jax.output import destination
 from jit_jax.training.weights import read_weights, write_weights
@@ -22,9 +26,15 @@ PUBLISHED_DECAYS = (0.9999, 0.9996)  # of the averages that official files hold
 
 def define_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
-        'source', type=Path, help='an official .pth or .safetensors, or a run folder'
+        'source',
+        type=Path,
+        help='an official .pth or .safetensors, a folder of diffusers, or a run folder',
     )
-    parser.add_argument('destination', type=Path, help='the run folder, or the .pth, to write')
+    parser.add_argument(
+        'destination',
+        type=Path,
+        help='the run folder, the .pth or the folder of diffusers to write',
+    )
     parser.add_argument(
         '--class_start',
         type=command_line.whole_number(0),
@@ -36,6 +46,9 @@ def define_flags(parser: command_line.Parser) -> None:
         default='fresh',
         help="the condition's embedding: fresh, or the target's",
     )
+    parser.add_argument(
+        '--ema', help='which weights go into a folder of diffusers: params, ema1 …; ema1 by default'
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,17 +56,28 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f'{args.destination} exists and is not overwritten; name another destination.'
         )
-    if args.source.is_dir():
+    there = diffusers_layout.find(args.source)
+    if there is not None:
+        state, class_start = diffusers_layout.load(there)
+        asked = class_start if args.class_start is None else args.class_start
+        to_run_folder({'params': state}, args.destination, asked, args.cond)
+    elif not args.source.is_dir():
+        states = load_official(args.source)
+        to_run_folder(states, args.destination, args.class_start, args.cond)
+    elif args.destination.suffix == '.pth':
         to_pth(args.source, args.destination)
     else:
-        to_run_folder(args.source, args.destination, args.class_start, args.cond)
+        to_diffusers(args.source, args.destination, args.ema)
     print(f'{args.source} → {args.destination}')
 
 
-def to_run_folder(source: Path, folder: Path, class_start: int | None, cond: str) -> None:
-    """Official weights → a run folder without an optimiser. Raises UserError for what is none."""
+def to_run_folder(states: dict, folder: Path, class_start: int | None, cond: str) -> None:
+    """Official state dicts by the name of their weights → a run folder without an optimiser.
+
+    Raises UserError for what is no official model.
+    """
     trees = {}
-    for which, state in load_official(source).items():
+    for which, state in states.items():
         architecture, trees[which] = from_official(state, class_start=class_start, cond=cond)
     decays = PUBLISHED_DECAYS[: len(trees) - 1]
     config = run_config(architecture, list(decays))
@@ -63,13 +87,20 @@ def to_run_folder(source: Path, folder: Path, class_start: int | None, cond: str
 
 def to_pth(source: Path, path: Path) -> None:
     """A run folder → an official .pth of its weights and its averages, as many as it has."""
-    if path.suffix != '.pth':
-        raise UserError(f'A run folder becomes a .pth; got {path}.')
     config, params, _ = read_weights(source, 'params')
     averages = {}
     for name, _ in zip(('ema1', 'ema2'), config['ema']['decays']):
         _, averages[name], _ = read_weights(source, name)
     save_official(path, config['model'], params, averages)
+
+
+def to_diffusers(source: Path, folder: Path, ema: str | None) -> None:
+    """A run folder → one set of its weights in a folder that diffusers reads."""
+    if folder.suffix:
+        raise UserError(f'A run folder becomes a .pth, or a folder of diffusers; got {folder}.')
+    config, params, _ = read_weights(source, ema)
+    with destination.writing(folder, 'destination'):
+        diffusers_layout.save(folder, config['model'], params)
 
 
 def run_config(architecture: dict, decays: list[float]) -> dict:

@@ -15,6 +15,7 @@ from statistics import mode
 from types import ModuleType
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -59,6 +60,8 @@ for _ours, (_theirs, _axes, _to) in LINEARS.items():
     TABLE[f'{_ours}bias'] = (f'{_theirs}bias', _axes.split()[0], _to.split(' ', 1)[1])
 WITH_CLASS_TOKENS = 'class_positions'  # the row that is left out without them
 POSITIONS = 'pos_embed'  # one official table [1, 256, D], two of ours: rows and columns
+
+FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 
 CHECKPOINT = {'params': 'model', 'ema1': 'model_ema1', 'ema2': 'model_ema2'}
 
@@ -207,7 +210,7 @@ def load_official(path) -> dict[str, dict[str, np.ndarray]]:
     released files are read, and nothing else is. Raises UserError.
     """
     safe = Path(path).suffix == '.safetensors'
-    library = _extra('safetensors.numpy' if safe else 'torch')
+    library = extra('safetensors' if safe else 'torch')
     try:
         open(path, 'rb').close()
     except OSError as error:
@@ -215,16 +218,22 @@ def load_official(path) -> dict[str, dict[str, np.ndarray]]:
             f'{path} cannot be read ({error.strerror}); name an official .pth or .safetensors.'
         ) from error
     try:
-        return _load_safetensors(library, path) if safe else _load_pth(library, path)
+        if safe:
+            return {'params': read_safetensors(Path(path).read_bytes())}
+        return _load_pth(library, path)
     except Exception as error:  # a damaged file or a strange one can end in any of a dozen types
         raise UserError(
             f'{path} is damaged, or holds something else than the official weights.'
         ) from error
 
 
-def _load_safetensors(library: ModuleType, path) -> dict[str, dict[str, np.ndarray]]:
-    arrays = library.load_file(path)
-    return {'params': {name: array.astype(np.float32) for name, array in arrays.items()}}
+def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a .safetensors by name; floats of any width become float32."""
+    arrays = {}
+    for name, found in extra('safetensors').deserialize(content):
+        flat = np.frombuffer(found['data'], FLOATS[found['dtype']])
+        arrays[name] = flat.reshape(found['shape']).astype(np.float32)
+    return arrays
 
 
 def _load_pth(torch: ModuleType, path) -> dict[str, dict[str, np.ndarray]]:
@@ -244,7 +253,7 @@ def save_official(path, architecture: dict, params: dict, ema: dict) -> None:
 
     A file of that name is always whole. Raises UserError where it cannot be written.
     """
-    torch = _extra('torch')
+    torch = extra('torch')
     content = {}
     for which, tree in {'params': params, **ema}.items():
         state = to_official(architecture, tree)
@@ -261,7 +270,8 @@ def save_official(path, architecture: dict, params: dict, ema: dict) -> None:
         ) from error
 
 
-def _extra(module: str) -> ModuleType:
+def extra(module: str) -> ModuleType:
+    """A module that reads or writes official files. Raises UserError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

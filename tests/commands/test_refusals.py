@@ -93,7 +93,7 @@ CONVERT = [
     ('convert {here}/nowhere.pth {here}/new', 'nowhere.pth cannot be read (No such file'),
     ('convert {file} {here}/new', 'is damaged, or holds something else'),
     ('convert {file} {none}', 'exists and is not overwritten; name another destination'),
-    ('convert {none} {here}/new', 'A run folder becomes a .pth'),
+    ('convert {none} {here}/new.bin', 'A run folder becomes a .pth, or a folder of diffusers'),
     ('convert {here} {here}/new.pth', '{here}'),
     ('convert {none} {file}/new.pth', '{file}/new.pth cannot be written (File exists)'),
     ('convert {none} {here}/new.pth extra', "'extra' is not a flag"),
@@ -206,7 +206,7 @@ def test_out_is_made_before_anything_is_drawn(places, command, monkeypatch, tmp_
     for i, name in enumerate(sorted(os.listdir('images'))):
         assert name == f'{i:06d}.png' and np.array_equal(Image.open(f'images/{name}'), images[i])
     assert command(*quick, '--num=4', '--out=new/grid.png')[0] == 0
-    assert Image.open('new/grid.png').size == (2 + 2 * 34, 2 + 2 * 34)
+    assert Image.open('new/grid.png').size == (208, 208)
     assert sorted(os.listdir('new/folder')) == ['a.npz']
 
     # What was written before the disk is full stays; the sentence names the flag.

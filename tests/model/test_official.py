@@ -403,9 +403,7 @@ def test_save_official(torch, tmp_path, converted):
     assert same({name: x.numpy() for name, x in saved['model'].items()}, weights())
 
 
-@pytest.mark.parametrize(
-    'name, module', [('a.pth', 'torch'), ('a.safetensors', 'safetensors.numpy')]
-)
+@pytest.mark.parametrize('name, module', [('a.pth', 'torch'), ('a.safetensors', 'safetensors')])
 def test_without_the_extra(monkeypatch, tmp_path, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=r"pip install 'jit_jax\[torch\]'"):
