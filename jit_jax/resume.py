@@ -16,6 +16,7 @@ from jit_jax.output import files
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys, differences
+from jit_jax.training.older_configs import parse_config
 from jit_jax.training.processes import agree, every_process, first_process
 from jit_jax.training.state import TrainState
 from jit_jax.training.weights import read_weights
@@ -156,7 +157,7 @@ def last_step(path: epath.Path) -> int:
 def readable_config(folder: epath.Path) -> dict | None:
     """The config.json of a run's folder; None when it is missing or damaged."""
     try:
-        config = json.loads((folder / 'config.json').read_text())
+        config = parse_config((folder / 'config.json').read_text())
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and 'model' in config else None

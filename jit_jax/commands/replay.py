@@ -11,7 +11,6 @@ is computed one operation at a time, until one makes a NaN or an infinity.
 import argparse
 import dataclasses
 import io
-import json
 import os
 import zipfile
 
@@ -31,6 +30,7 @@ from jit_jax.model import sizes
 from jit_jax.model.sharding import to_device
 from jit_jax.recipe import build
 from jit_jax.training import checkpoint
+from jit_jax.training.older_configs import parse_config
 from jit_jax.training.state import TrainState
 from jit_jax.training.step import batch_loss, draw
 
@@ -95,7 +95,7 @@ def read_config(workdir: str) -> ConfigDict:
     """The config of the run that a bundle lies in. Raises UserError where there is none."""
     path = epath.Path(workdir) / 'config.json'
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_config(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
             f'--bundle: {path} is missing or damaged; a bundle is replayed where its run left it.'

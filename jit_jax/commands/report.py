@@ -5,7 +5,6 @@ examples:
 """
 
 import argparse
-import json
 
 from etils import epath
 
@@ -15,6 +14,7 @@ from jit_jax.errors import UserError
 from jit_jax.evaluation.page import write
 from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
+from jit_jax.training.older_configs import parse_config
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -34,7 +34,7 @@ def read_config(workdir: str) -> dict:
     """The config.json of a run folder. Raises UserError where it has none that can be read."""
     path = epath.Path(workdir) / 'config.json'
     try:
-        config = json.loads(path.read_text())
+        config = parse_config(path.read_text())
     except OSError as error:
         raise UserError(
             f'--workdir names a run folder, and {path} cannot be read ({reason(error)}).'

@@ -13,6 +13,7 @@ from jit_jax.errors import UserError
 from jit_jax.training import manifest as manifests
 from jit_jax.training.config_differences import listed
 from jit_jax.training.manifest import MANIFEST, UNSIGNED, Damaged, sign
+from jit_jax.training.older_configs import parse_config
 from jit_jax.training.storage import PARTIAL, absolute, as_items, reason, steps
 
 
@@ -55,7 +56,7 @@ def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: i
 
 def read_config(step_folder: epath.Path) -> dict:
     """The config that a step was saved with."""
-    return json.loads((step_folder / 'config' / 'metadata').read_text())
+    return parse_config((step_folder / 'config' / 'metadata').read_text())
 
 
 def _read_step(path: epath.Path, which: str | None) -> tuple[dict, dict, int]:
@@ -120,4 +121,4 @@ def _read_safetensors(path: epath.Path, which: str | None) -> tuple[dict, dict, 
     if not whole:
         raise UserError(f'{path} is damaged, or was not written by jit_jax.export.')
     _choose(which, {about['weights']}, path)
-    return json.loads(about['config']), unflatten_dict(load(content), sep='/'), int(about['step'])
+    return parse_config(about['config']), unflatten_dict(load(content), sep='/'), int(about['step'])

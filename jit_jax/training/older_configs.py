@@ -1,0 +1,31 @@
+"""Configs that older versions of this package have written, read as what they meant."""
+
+import json
+
+# Keys that came later, by section, and what runs without them did.
+ADDED = {
+    'compute': {'deterministic': False, 'cache': ''},
+    'data': {'holdout': 'spread'},
+}
+
+
+def parse_config(content: str | bytes) -> dict:
+    """The config in the text of a config.json or of a checkpoint, with every key of today.
+
+    Raises ValueError where the text is no JSON.
+    """
+    return complete(json.loads(content))
+
+
+def complete(stored: dict) -> dict:
+    """A stored config with the keys that came after it; sections that it lacks stay away.
+
+    Whatever is no config, such as a list, comes back as it is.
+    """
+    if not isinstance(stored, dict):
+        return stored
+    config = dict(stored)
+    for section, added in ADDED.items():
+        if isinstance(config.get(section), dict):
+            config[section] = added | config[section]
+    return config
