@@ -29,7 +29,7 @@ from jit_jax.output import files, log
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.lock import lock
-from jit_jax.training.processes import every_process
+from jit_jax.training.processes import every_process, leave
 from jit_jax.training.state import TrainState
 from jit_jax.training.stop import Stop
 
@@ -130,9 +130,17 @@ class Training:
         return step
 
     def next_batch(self, batches: Iterator) -> dict:
-        """Waits for the next rows and sends them on their way to the devices."""
+        """Waits for the next rows and sends them on their way to the devices.
+
+        Raises UserError where too many images are broken; one of several processes ends there.
+        """
         with self.writer.clock.waiting():
-            rows = next(batches)
+            try:
+                rows = next(batches)
+            except UserError as error:
+                if jax.process_count() > 1:
+                    leave(error)
+                raise
         return to_device(rows, self.run.mesh)
 
     def read(self, but: int = 0) -> None:

@@ -84,12 +84,12 @@ from jit_jax.training.checkpoint import Checkpoints
 """
 
 
-def python(code: str, *args, **env) -> str:
+def python(code: str, *args, exit_code: int = 0, **env) -> str:
     """Runs a program of its own with what this file defines; returns what it printed."""
     env = os.environ | {'JAX_PLATFORMS': 'cpu'} | env
     command = [sys.executable, '-c', PREAMBLE + code, *map(str, args)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 

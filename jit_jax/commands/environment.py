@@ -5,7 +5,9 @@ processes.
 import argparse
 import math
 import os
+import socket
 import sys
+import time
 
 from jit_jax.errors import UserError
 
@@ -20,6 +22,7 @@ NVIDIA_DRIVER = '/proc/driver/nvidia/version'
 # From this width on, the cores of a CPU share each product better than the batch; see
 # docs/performance.md.
 WIDE = 128
+PATIENCE = 300.0  # seconds to wait for process 0, as JAX does
 
 
 def restart_with_variables() -> None:
@@ -67,20 +70,56 @@ def define_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_processes(args: argparse.Namespace) -> None:
+def join_processes(args: argparse.Namespace, patience: float = PATIENCE) -> None:
     """Joins the processes of a TPU pod, Slurm or Kubernetes job, or those that flags name; else
     this is the only one.
 
-    Raises UserError when some of the flags are given and some are not.
+    patience: seconds to wait for process 0 to listen. Raises UserError when some of the flags are
+    given and some are not, when they name no process, and when process 0 does not listen.
     """
     import jax
 
     given = (args.coordinator, args.num_processes, args.process_id)
     named = all(value is not None for value in given)
-    if not named and any(value is not None for value in given):
+    if named:
+        check_processes(*given)
+        if args.process_id > 0:
+            wait_for(args.coordinator, patience)
+    elif any(value is not None for value in given):
         raise UserError('--coordinator, --num_processes and --process_id go together.')
     try:
         jax.distributed.initialize(*given)
     except ValueError:  # JAX has found no cluster, which is an error only where one was named
         if named:
             raise
+
+
+def check_processes(coordinator: str, count: int, index: int) -> None:
+    """Raises UserError unless these are an address with a port and one of several processes."""
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f'--coordinator names HOST:PORT, such as host0:1234; got {coordinator!r}.')
+    if not 0 <= index < count:
+        raise UserError(
+            f'--process_id counts from 0 to --num_processes - 1; got {index} of {count}.'
+        )
+
+
+def wait_for(coordinator: str, patience: float) -> None:
+    """Returns once something listens at HOST:PORT. Raises UserError after `patience` seconds.
+
+    JAX would wait too, but end with a crash of its own.
+    """
+    host, _, port = coordinator.rpartition(':')
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f'--coordinator={coordinator} cannot be reached ({error.strerror or error}): '
+                    'name the host and a free port of process 0, and start that process too.'
+                ) from error
+        time.sleep(1)

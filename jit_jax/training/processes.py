@@ -1,13 +1,15 @@
 """What the processes of one run do as one, so that none waits for another that has failed.
 
 A process that raises in front of a collective leaves the others standing in it. So whatever may
-fail in one process
-and not in another, such as reading a file, goes through here: it ends in all processes, or it
-raises in all.
+fail in one process and not in another, such as reading a file, goes through here: it ends in all
+processes, or it raises in all. Where there is no time to ask the others, within the steps of a run,
+`leave` ends one process so that JAX ends the others.
 """
 
+import os
+import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -61,6 +63,20 @@ def every_process(compute: Callable[[], T]) -> T:
             f'Process {failed[0]} of {jax.process_count()} has failed; its own message says why.'
         )
     return result
+
+
+def leave(error: UserError) -> NoReturn:
+    """Ends this process with the sentence of an error and exit code 1; for one of several
+    processes.
+
+    The others are within a step that needs this process. An ordinary exit would wait for them and
+    they for it; without it, the step breaks, or JAX's service misses this process after 100 s, and
+    they end too. What is saved stays.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    words = ' '.join(str(error).split())
+    print(f'error: Process {index} of {count} ends: {words}', file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def in_every_process(answer) -> bool:

@@ -83,6 +83,15 @@ with lock.lock(workdir):
     said = broken_in(0, manifest, 'seal', refused, saved, fresh, 1)
     assert 'first checkpoint' in said and 'could not be saved (Input/output error)' in said, said
     assert saved(fresh, 1) == 1
+
+# One process ends alone: the other does not wait for it for good.
+if i == 1:
+    processes.leave(UserError('too many images are broken'))
+try:
+    multihost_utils.sync_global_devices('left')
+except Exception as error:
+    print('the other has left', type(error).__name__)
+    os._exit(1)
 """
 
 
@@ -90,11 +99,12 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    failed = []
+    failed, said = [], {}
+    two_devices = '--xla_force_host_platform_device_count=2'
 
     def one(i):
         try:
-            python(TWO, tmp_path, port, i, XLA_FLAGS='--xla_force_host_platform_device_count=2')
+            said[i] = python(TWO, tmp_path, port, i, exit_code=1, XLA_FLAGS=two_devices)
         except BaseException as error:
             failed.append(error)
 
@@ -104,4 +114,6 @@ def test_two_processes(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed, failed[0]
+    assert 'error: Process 1 of 2 ends: too many images are broken' in said[1]
+    assert 'the other has left' in said[0]
     assert listing(tmp_path) == ['2', '3.partial', 'damaged-7']
