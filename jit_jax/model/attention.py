@@ -92,9 +92,14 @@ def rotate(x, cos, sin) -> jax.Array:
 def attend(q, k, v, layout: Layout) -> jax.Array:
     """softmax(q·kᵀ/√K)·v over live keys, with float32 logits and softmax.
 
-    q, k, v: [B, S, H, K]. What a dead key holds does not matter as long as it is finite. Every row
-    needs a live key; a target always is one. Returns [B, S, H, K] in v's dtype.
+    q, k, v: [B, S, H, K]; q and k may be float32, and are rounded to v's dtype here. What a dead
+    key holds does not matter as long as it is finite. Every row needs a live key; a target always
+    is one. Returns [B, S, H, K] in v's dtype.
     """
+    if layout.backend == 'splash':
+        # It does not scale. Before q is rounded: a factor that is no power of two rounds again.
+        q = q * q.shape[-1] ** -0.5
+    q, k = q.astype(v.dtype), k.astype(v.dtype)
     backends = {'xla': xla, 'cudnn': cudnn, 'splash': splash}
     out = backends[layout.backend](q, k, v, layout.valid)
     return checkpoint_name(out, KEPT)
@@ -121,7 +126,8 @@ def cudnn(q, k, v, valid) -> jax.Array:
 
 
 def splash(q, k, v, valid, *, interpret: bool = False) -> jax.Array:
-    """The TPU's flash attention. Segments mark dead keys: queries are of segment 0, dead keys of 1.
+    """The TPU's flash attention, of scaled queries. Segments mark dead keys: queries are of segment
+    0, dead keys of 1.
 
     Slots are padded with dead ones to whole blocks. A kernel is opaque to the partitioner, so each
     device of the mesh in context runs it on its rows and heads.
@@ -151,12 +157,11 @@ def _splash_rows(q, k, v, valid, *, interpret: bool):
     # Seconds of import that only a TPU needs.
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-    B, H, S, K = q.shape
+    B, H, S, _ = q.shape
     mask = kernels.MultiHeadMask([kernels.FullMask((S, S))] * H)
     kernel = kernels.make_splash_mha(
         mask, head_shards=1, q_seq_shards=1, residual_checkpoint_name=KEPT, interpret=interpret
     )
-    q = q * K**-0.5
     if valid is None:
         return jax.vmap(kernel)(q, k, v)
     segments = kernels.SegmentIds(jnp.zeros((B, S), jnp.int32), jnp.where(valid, 0, 1))

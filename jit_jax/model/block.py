@@ -66,7 +66,7 @@ class Block(nn.Module):
         q, k, v = jnp.unstack(checkpoint_name(h, PRODUCT), axis=2)  # each [B, S, H, K]
         q = attention.rotate(RMSNorm(name='q_norm')(q), layout.cos, layout.sin)
         k = attention.rotate(RMSNorm(name='k_norm')(k), layout.cos, layout.sin)
-        h = attention.attend(q.astype(self.dtype), k.astype(self.dtype), v, layout)
+        h = attention.attend(q, k, v, layout)
         h = h.reshape(B, S, D)
         h = GatedLinear(D, self.dtype, name='proj')(h, gate1)
         x = checkpoint_name(row_major(add(x, drop(h))), STREAM)

@@ -53,7 +53,11 @@ def heads_first(f):
 
 
 xla = heads_first(attention.xla)
-splash = heads_first(partial(attention.splash, interpret=True))
+
+
+@heads_first
+def splash(q, k, v, valid):
+    return attention.splash(q * q.shape[-1] ** -0.5, k, v, valid, interpret=True)
 
 
 def value_and_gradient(f, q, k, v, valid):
@@ -73,6 +77,22 @@ def test_splash_is_xla(name, K):
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, S, K)).astype(np.float32)
     both = [jax.jit(partial(value_and_gradient, f))(q, k, v, rows(name, 2)) for f in (xla, splash)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), *both)
+
+
+def test_scaled_queries_are_rounded_once(monkeypatch):
+    """A head of 80 or 104 channels has a scale that is no power of two."""
+    seen = {}
+
+    def kept(q, k, v, valid):
+        seen.update(q=q, k=k)
+        return v
+
+    monkeypatch.setattr(attention, 'splash', kept)
+    q, k = np.random.default_rng(0).standard_normal((2, 1, S, 1, 80)).astype(np.float32)
+    attention.attend(q, k, k.astype(jnp.bfloat16), attention.Layout('splash', 0, 0, None))
+    np.testing.assert_array_equal(seen['q'], (q * 80**-0.5).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(seen['k'], k.astype(jnp.bfloat16))
+    assert not np.array_equal(seen['q'], q.astype(jnp.bfloat16) * jnp.bfloat16(80**-0.5))
 
 
 def test_splash_is_xla_on_a_mesh():
