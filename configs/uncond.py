@@ -147,6 +147,8 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion.t_mean = -0.8  # of logit t
     config.diffusion.t_std = 0.8  # of logit t
     config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
+    config.diffusion.predict = 'x'  # what the network's output is: x, eps (the noise) or v
+    config.diffusion.loss = 'v'  # what the squared error is of: x, eps or v
 
 
 def _optimizer(config: ConfigDict, steps: FieldReference) -> None:

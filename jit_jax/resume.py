@@ -13,6 +13,7 @@ from etils import epath
 from jit_jax.errors import UserError
 from jit_jax.model.sizes import size
 from jit_jax.output import files
+from jit_jax.recipe import build
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys, differences
@@ -85,13 +86,19 @@ def _from_weights(run: Run) -> tuple[TrainState, str]:
 
 def architecture_differences(there: dict, here: dict) -> list[str]:
     """What keeps two configs from sharing weights, a readable line each; [] when nothing does."""
-    return differences(_architecture(there), _architecture(here), 'model.')
+    lines = differences(_architecture(there), _architecture(here), 'model.')
+    return lines + differences(_predicted(there), _predicted(here), 'diffusion.')
 
 
 def _architecture(config: dict) -> dict:
     """config.model with the variant spelled out."""
     model = WITHOUT_TOKENS | dict(config['model'])
     return {**size(model['variant']), **model, 'variant': ''}
+
+
+def _predicted(config: dict) -> dict:
+    """What the network's output is; older runs, which did not say, had no choice."""
+    return {'predict': build.diffusion(config).predict}
 
 
 def refuse_other_images(workdir: str, there: dict, here: dict) -> None:

@@ -17,7 +17,7 @@ from jit_jax.diffusion.generate import (
     guidance_arguments,
     noise,
 )
-from jit_jax.diffusion.objective import Diffusion
+from jit_jax.diffusion.objective import Diffusion, clean_image
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
@@ -37,7 +37,8 @@ class Model:
 
     def apply(self, params, z, t, **conditioning) -> jax.Array:
         """x̂ for noisy images z at times t; keywords as in `JiT.__call__`."""
-        return self.net.apply({'params': params}, z, t, **conditioning)
+        output = self.net.apply({'params': params}, z, t, **conditioning)
+        return clean_image(output, z, t, self.diffusion)
 
     def sampling(self, **changes) -> Settings:
         """The run's own way to sample, but for what is not None among the changes."""

@@ -65,7 +65,7 @@ def test_processes_agree_wherever_they_were_started(short_run, tmp_path, monkeyp
 
 def test_architectures_that_share_weights():
     spelled = 'depth=12,width=384,heads=6,bottleneck=64,class_tokens=32,class_start=4,dropout=0.0'
-    other = {'model': CONFIG['model'] | {'variant': spelled}, 'steps': 1}
+    other = {**CONFIG, 'model': CONFIG['model'] | {'variant': spelled}, 'steps': 1}
     assert resume.architecture_differences(CONFIG, other) == []
     other['model'] |= {'token_width': 0, 'vocabulary': 0}  # older runs have neither key
     assert resume.architecture_differences(CONFIG, other) == []
@@ -81,6 +81,12 @@ def test_architectures_that_share_weights():
         'model.null is mask there and token here',
         'model.channels is only here',
     ]
+
+
+def test_a_network_that_says_something_else_is_another_one():
+    other = {**CONFIG, 'diffusion': {'noise_scale': 2.0, 'predict': 'v', 'loss': 'x'}}
+    lines = resume.architecture_differences(CONFIG, other)  # of an older run, which did not say
+    assert lines == ['diffusion.predict is x there and v here']
 
 
 def test_keys_that_changed():

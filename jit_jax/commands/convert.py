@@ -19,6 +19,7 @@ from jit_jax.errors import UserError
 from jit_jax.model import diffusers_layout
 from jit_jax.model.official import from_official, load_official, save_official
 from jit_jax.output import destination
+from jit_jax.recipe import build
 from jit_jax.training.weights import read_weights, write_weights
 
 PUBLISHED_DECAYS = (0.9999, 0.9996)  # of the averages that official files hold
@@ -88,6 +89,12 @@ def to_run_folder(states: dict, folder: Path, class_start: int | None, cond: str
 def to_pth(source: Path, path: Path) -> None:
     """A run folder → an official .pth of its weights and its averages, as many as it has."""
     config, params, _ = read_weights(source, 'params')
+    predict = build.diffusion(config).predict
+    if predict != 'x':
+        raise UserError(
+            f'{source} predicts {predict} (config.diffusion.predict), and the official code x; '
+            'only runs that predict x become a .pth.'
+        )
     averages = {}
     for name, _ in zip(('ema1', 'ema2'), config['ema']['decays']):
         _, averages[name], _ = read_weights(source, name)

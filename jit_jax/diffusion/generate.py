@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
-from jit_jax.diffusion import conditions, guidance, samplers
+from jit_jax.diffusion import conditions, guidance, objective, samplers
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model import sharding
 from jit_jax.model.jit import JiT
@@ -61,7 +61,8 @@ def generate(
 
     def denoiser(conditioning):
         def denoise(z, t):
-            return model.apply({'params': params}, z, t, **conditioning)
+            output = model.apply({'params': params}, z, t, **conditioning)
+            return objective.clean_image(output, z, t, d)
 
         return denoise
 

@@ -36,7 +36,8 @@ def batch_sums(params, batch, key, *, model, d, condition) -> dict:
 
     def at(t):
         z = objective.add_noise(x, e, t)
-        x_hat = model.apply({'params': params}, z, t, **conditioning)
+        output = model.apply({'params': params}, z, t, **conditioning)
+        x_hat = objective.clean_image(output, z, t, d)
         mse = jnp.mean((jnp.clip(x_hat, -1, 1) - x) ** 2, (1, 2, 3))
         return jnp.stack([mse, 10 * jnp.log10(4 / mse), objective.v_loss(x_hat, x, z, t, d)])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from etils import epath
 
 from jit_jax import data
-from jit_jax.diffusion import conditions
+from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.model import attention, sequence, sharding
@@ -32,6 +32,8 @@ CHOICES = {  # one of these
     'data.palette': data.PALETTES,
     'data.flip': (True, False),
     'model.freeze_tables': (True, False),
+    'diffusion.predict': objective.QUANTITIES,
+    'diffusion.loss': objective.QUANTITIES,
     'optimizer.schedule': ('constant', 'cosine'),
     'optimizer.mu_dtype': ('float32', 'bfloat16'),
     'ema.memory': tuple(sharding.MEMORY),

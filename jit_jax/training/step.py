@@ -67,13 +67,13 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
 
 
 def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Array:
-    """The mean v-loss over what `draw` returned: a float32 scalar."""
+    """The mean loss over what `draw` returned: a float32 scalar."""
     x, z, t = drawn['x'], drawn['z'], drawn['t']
     rngs = {'dropout': dropout_key}
-    x_hat = recipe.model.apply(
+    output = recipe.model.apply(
         {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
     )
-    return jnp.mean(objective.v_loss(x_hat, x, z, t, recipe.diffusion))
+    return jnp.mean(objective.loss(output, x, z, t, recipe.diffusion))
 
 
 def loss_and_gradients(

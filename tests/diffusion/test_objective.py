@@ -6,7 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jit_jax.diffusion.objective import Diffusion, add_noise, expand, sample_t, v_loss, velocity
+from jit_jax.diffusion.objective import (
+    QUANTITIES,
+    Diffusion,
+    add_noise,
+    clean_image,
+    convert,
+    expand,
+    loss,
+    sample_t,
+    v_loss,
+    velocity,
+)
 
 D = Diffusion(noise_scale=2.0)
 TIMES = np.array([0.0, 0.2, 0.5, 0.9, 0.96, 1.0], np.float32)  # the last two are inside the clamp
@@ -73,6 +84,78 @@ def test_loss_and_gradient_stay_bounded_at_the_clean_end(images):
         float(np.sum(np.mean((x_hat - x) ** 2, (1, 2, 3)))) / 0.05**2, rel=1e-4
     )
     assert np.isfinite(gradient).all()
+
+
+# What is predicted, and what the loss is of
+
+NINE = [(predict, of) for predict in QUANTITIES for of in QUANTITIES]
+INSIDE = np.array([0.06, 0.2, 0.4, 0.6, 0.8, 0.94], np.float32)  # of the clamps
+
+
+@pytest.mark.parametrize('source, target', NINE)
+def test_the_table_of_conversions(images, source, target):
+    """Each of x, ε and v becomes each other one as z = t·x + (1 − t)·ε and v = x − ε say."""
+    x, e, _ = images
+    are = {'x': x, 'eps': e, 'v': x - e}
+    found = convert(are[source], add_noise(x, e, INSIDE), INSIDE, D, source=source, target=target)
+    np.testing.assert_allclose(found, are[target], atol=5e-5)
+
+
+@pytest.mark.parametrize('source, target', NINE)
+def test_conversions_take_each_other_back(images, source, target):
+    said, _, z = images
+    there = convert(said, z, INSIDE, D, source=source, target=target)
+    back = convert(there, z, INSIDE, D, source=target, target=source)
+    np.testing.assert_allclose(back, said, atol=1e-4)
+
+
+@pytest.mark.parametrize('target', QUANTITIES)
+def test_every_conversion_stays_finite_at_both_ends(images, target):
+    said, z, _ = images
+    for source in QUANTITIES:
+        assert np.isfinite(convert(said, z, TIMES, D, source=source, target=target)).all()
+    at_noise = convert(said, z, TIMES, D, source='eps', target='x')[0]
+    np.testing.assert_allclose(at_noise, (z[0] - said[0]) / D.t_eps, rtol=1e-6)
+
+
+@pytest.mark.parametrize('predict, of', NINE)
+def test_a_loss_is_the_distance_of_what_it_is_of(images, predict, of):
+    """By way of x̂, which the loss itself does not take where predict and loss are the same."""
+    x, e, output = images
+    d = Diffusion(noise_scale=2.0, predict=predict, loss=of)
+    z = add_noise(x, e, INSIDE)
+    x_hat = clean_image(output, z, INSIDE, d)
+    errors = {'x': x_hat - x, 'v': velocity(x_hat, z, INSIDE, d) - velocity(x, z, INSIDE, d)}
+    share = (INSIDE / (1 - INSIDE))[:, None, None, None]
+    errors['eps'] = share * (x_hat - x)
+    by_hand = np.mean(np.float64(errors[of]) ** 2, (1, 2, 3))
+    np.testing.assert_allclose(loss(output, x, z, INSIDE, d), by_hand, rtol=1e-3)
+
+
+@pytest.mark.parametrize('predict, of', NINE)
+def test_a_network_that_is_right_has_no_loss_at_any_time(images, predict, of):
+    x, e, _ = images
+    d = Diffusion(noise_scale=2.0, predict=predict, loss=of)
+    z = add_noise(x, e, TIMES)
+    right = convert(x, z, TIMES, d, source='x', target=predict)
+    np.testing.assert_array_equal(loss(right, x, z, TIMES, d), 0)
+    assert (loss(right + 1, x, z, TIMES, d)[1:-1] > 0).all()
+
+
+def test_the_published_loss_by_default_bit_for_bit(images):
+    x, z, x_hat = images
+
+    def published(x_hat, x, z, t):
+        share = jnp.maximum(1 - t.reshape(-1, 1, 1, 1), 0.05)
+        return jnp.mean(((x_hat - z) / share - (x - z) / share) ** 2, (1, 2, 3))
+
+    def ours(x_hat, x, z, t):
+        return loss(x_hat, x, z, t, D)
+
+    expected = jax.jit(published)(x_hat, x, z, TIMES)
+    np.testing.assert_array_equal(jax.jit(ours)(x_hat, x, z, TIMES), expected)
+    np.testing.assert_array_equal(v_loss(x_hat, x, z, TIMES, D), ours(x_hat, x, z, TIMES))
+    np.testing.assert_array_equal(clean_image(x_hat, z, TIMES, D), x_hat)
 
 
 def test_times_are_logit_normal():

@@ -1,3 +1,5 @@
+from dataclasses import dataclass, replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ from conftest import CLASSES
 
 from jit_jax.diffusion import conditions, generate
 from jit_jax.diffusion.guidance import guide
-from jit_jax.diffusion.objective import Diffusion
+from jit_jax.diffusion.objective import Diffusion, convert
 from jit_jax.diffusion.samplers import SAMPLERS, sample
 from jit_jax.model import sharding
 
@@ -21,6 +23,42 @@ def along(v):
 
 def solve(v, steps, sampler):
     return np.asarray(jax.jit(lambda z: sample(along(v), z, D, steps=steps, sampler=sampler))(Z))
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A network that has x̂ = 0.3·z + t in mind and says it as `predict`."""
+
+    predict: str
+    dtype: jnp.dtype = jnp.float32
+
+    def clone(self, **changes):
+        return self
+
+    def apply(self, variables, z, t):
+        x_hat = 0.3 * z + t.reshape(-1, 1, 1, 1)
+        return convert(x_hat, z, t, D, source='x', target=self.predict)
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_images_are_the_same_whatever_a_network_predicts(sampler):
+    """But for ε at t = 0, which says nothing of x."""
+
+    def images(predict):
+        d, seen = replace(D, predict=predict), []
+        how = {'sampler': sampler, 'steps': 9, 'watch': lambda t, z, x_hat: seen.append(x_hat)}
+        found = generate.generate({}, Z, {}, model=Saying(predict), d=d, **how)
+        jax.effects_barrier()
+        return np.asarray(found), np.asarray(seen[0])
+
+    as_x, first = images('x')
+    np.testing.assert_allclose(first, 0.3 * Z, atol=1e-6)
+    as_v, first = images('v')
+    np.testing.assert_allclose(first, 0.3 * Z, atol=1e-6)
+    np.testing.assert_allclose(as_v, as_x, atol=1e-5)
+    as_eps, first = images('eps')
+    np.testing.assert_allclose(first, 0 * Z, atol=1e-6)
+    assert np.isfinite(as_eps).all() and np.abs(as_eps - as_x).max() > 1e-3
 
 
 @pytest.mark.parametrize('steps', [1, 2, 5, 50])

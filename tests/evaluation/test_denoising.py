@@ -1,6 +1,6 @@
 """How well held-out images are denoised, of a model whose answer is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -59,6 +59,27 @@ def test_denoising_of_a_model_that_says_grey(holes, grey):
     assert found['v_loss_t0.25_0.5'] == pytest.approx(expected, rel=0.05)
     losses = [found[f'v_loss_t{low}_{low + 0.25}'] for low in (0.0, 0.25, 0.5, 0.75)]
     assert losses == sorted(losses) and len(set(losses)) == 4
+
+
+class Grey:
+    """A network that has x̂ = 0 in mind and says v."""
+
+    def apply(self, variables, z, t, **conditioning):
+        return -z / (1 - t)[:, None, None, None]
+
+
+def test_denoising_is_of_x_whatever_the_network_predicts(holes, grey):
+    model, _, _, test = holes
+    says_v = replace(model.diffusion, predict='v', loss='v')
+    other = replace(model, net=Grey(), diffusion=says_v)
+    how = {'num': 8, 'batch': 8, 'seed': 0}
+    expected = DenoisingScore(model, mesh(8), test, **how)(grey)
+    found = DenoisingScore(other, mesh(8), test, **how)({})
+    for t in denoising.TIMES:
+        assert found[f'mse_t{t}'] == pytest.approx(expected[f'mse_t{t}'], rel=1e-4)
+    assert found['v_loss_t0.25_0.5'] == pytest.approx(expected['v_loss_t0.25_0.5'], rel=1e-4)
+    z = np.ones((2, 32, 32, 3), np.float32)
+    assert np.abs(other.apply({}, z, np.float32([0.1, 0.7]))).max() < 1e-6
 
 
 def test_no_more_images_than_asked_for(holes, grey):

@@ -37,12 +37,19 @@ def test_a_cosine_ends_with_the_run():
 def test_the_numbers_of_a_step_are_those_of_the_config():
     how = {'condition.drop': 0.3, 'accumulate': 2, 'log_every': 7, 'diffusion.noise_scale': 3.0}
     how |= {'diffusion.t_mean': 0.1, 'diffusion.t_std': 0.2, 'diffusion.t_eps': 0.4}
+    how |= {'diffusion.predict': 'eps', 'diffusion.loss': 'x'}
     how |= {'ema.decays': (0.5, 0.6), 'ema.warmup': True, 'ema.memory': 'host'}
     recipe = recipe_of(uncond.get_config(), **how)
     assert (recipe.drop, recipe.accumulate, recipe.log_every) == (0.3, 2, 7)
     assert recipe.ema == EMA((0.5, 0.6), warmup=True, memory='host')
     d = recipe.diffusion
     assert (d.noise_scale, d.t_mean, d.t_std, d.t_eps) == (3.0, 0.1, 0.2, 0.4)
+    assert (d.predict, d.loss) == ('eps', 'x')
+
+
+def test_older_runs_predict_x_under_a_loss_of_v():
+    older = {'diffusion': {'noise_scale': 4.0, 't_mean': -0.8, 't_std': 0.8, 't_eps': 0.05}}
+    assert build.diffusion(older) == build.diffusion(uncond.get_config())
 
 
 def test_adamw_has_the_moments_and_the_decay_of_the_config():

@@ -97,7 +97,12 @@ def test_published_recipe(regime, name):
         5 * epoch, rel=1e-3
     )
     assert config.diffusion.to_dict() == dict(
-        noise_scale=config.model.image_size / 256, t_mean=-0.8, t_std=0.8, t_eps=0.05
+        noise_scale=config.model.image_size / 256,
+        t_mean=-0.8,
+        t_std=0.8,
+        t_eps=0.05,
+        predict='x',
+        loss='v',
     )
     rate = optimizer.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
     assert [float(rate(s)) for s in (0, o.warmup, config.steps)] == pytest.approx([0, 2e-4, 2e-4])
@@ -274,6 +279,8 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'diffusion.t_eps': [-0.1, NAN],
         'diffusion.t_mean': [NAN, INF, -INF],
         'diffusion.t_std': [-1.0, INF],
+        'diffusion.predict': ['e', 'velocity', ''],
+        'diffusion.loss': ['noise', None],
         'optimizer.base_lr': [-1.0, NAN, INF],
         'optimizer.b1': [1.0, -0.1],
         'optimizer.b2': [1.5, NAN],

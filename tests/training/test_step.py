@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -149,6 +150,22 @@ def test_draw_is_the_equations():
     drawn = step.draw(BATCH, KEY, make_recipe(None))
     np.testing.assert_allclose(drawn['x'], IMAGES / 127.5 - 1, atol=1e-6)
     assert drawn['conditioning'] == {} and drawn['z'].dtype == drawn['x'].dtype == jnp.float32
+
+
+def test_batch_loss_is_of_what_the_objective_names():
+    """A network that says ε under a loss of x."""
+
+    def apply(variables, z, t, train, rngs):
+        return variables['params'] * z
+
+    recipe = make_recipe(SimpleNamespace(apply=apply, patch=2, num_classes=5), drop=0.0)
+    objective = replace(recipe.diffusion, predict='eps', loss='x')
+    drawn = step.draw(BATCH, KEY, recipe)
+    x, z, t = (np.asarray(drawn[name], np.float64) for name in ('x', 'z', 't'))
+    t = t[:, None, None, None]
+    x_hat = (z - (1 - t) * 0.5 * z) / np.maximum(t, 0.05)
+    found = step.batch_loss(0.5, drawn, KEY, replace(recipe, diffusion=objective))
+    assert float(found) == pytest.approx(np.mean((x_hat - x) ** 2), rel=1e-4)
 
 
 def test_batch_loss_is_the_mean_v_loss():
