@@ -29,8 +29,8 @@ def patches() -> list[tuple[Image.Image, Image.Image]]:
         for top, left in np.ndindex(rows, columns):
             place = np.s_[top * SIDE : (top + 1) * SIDE, left * SIDE : (left + 1) * SIDE]
             found.append((photograph[place], lines[place]))
-    detail = [patch.std((0, 1)).mean() for patch, _ in found]
-    chosen = sorted(np.argsort(detail)[-COUNT:])
+    ink = [lines.mean() for _, lines in found]
+    chosen = sorted(np.argsort(ink)[:COUNT])  # the darkest drawings
     return [tuple(map(Image.fromarray, found[i])) for i in chosen]
 
 
@@ -38,7 +38,7 @@ def drawing(photograph: Image.Image) -> Image.Image:
     """The edges of a photograph, dark lines on white."""
     smooth = photograph.convert('L').filter(ImageFilter.GaussianBlur(1))
     lines = smooth.filter(ImageFilter.FIND_EDGES).point([min(255, 4 * i) for i in range(256)])
-    return ImageOps.invert(lines)
+    return ImageOps.expand(ImageOps.crop(ImageOps.invert(lines), 1), 1, 'white')  # no frame
 
 
 def write_folders(folder: Path) -> None:

@@ -9,6 +9,7 @@ from jit_jax.commands import environment
 
 COMMANDS = {
     'train': 'pre-train without a condition, or fine-tune with one',
+    'preview': 'draw what a model is about to train on',
     'sample': 'draw images from a trained run',
     'evaluate': 'measure a trained run',
     'export': 'write the weights of a run without its optimiser',
@@ -18,7 +19,10 @@ COMMANDS = {
     'replay': 'find what made the loss of a stopped run not finite',
     'fetch': 'download the Inception weights that FID needs',
 }
-MODULES = {'compile': 'compile_check'}  # where a command's name would hide a builtin
+MODULES = {  # where a command's name would hide a builtin, or is that of another module
+    'compile': 'compile_check',
+    'preview': 'draw_batch',
+}
 
 
 def main(words: list[str] | None = None, program: str = 'jit-jax') -> None:

@@ -27,7 +27,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import condition_grid, patchify
 from jit_jax.output import destination
 from jit_jax.output.images import save_png
-from jit_jax.recipe import inputs
+from jit_jax.recipe import build, inputs
 from jit_jax.training.processes import first_process
 
 
@@ -67,8 +67,10 @@ def define_flags(parser: command_line.Parser) -> None:
     environment.define_flags(parser)
 
 
-def load_condition(paths: list[str], num: int, net: JiT) -> dict[str, np.ndarray]:
-    """Image files, taken in turn, as a condition.
+def load_condition(
+    paths: list[str], num: int, net: JiT, palette: str = ''
+) -> dict[str, np.ndarray]:
+    """Image files, taken in turn, as a condition. palette: config.data.palette of the run.
 
     Returns `cond` float32 [num, Hc, Wc, C] in [−1, 1] and, where patches are transparent,
     `cond_valid` bool [num, n]. Raises UserError for what is no image and for sizes that differ.
@@ -76,7 +78,7 @@ def load_condition(paths: list[str], num: int, net: JiT) -> dict[str, np.ndarray
     pictures = []
     for path in paths:
         try:
-            pictures.append(data.condition_image(path, net.channels))
+            pictures.append(data.condition_image(path, net.channels, palette))
         except UserError as problem:
             raise UserError(f'--cond: {problem}') from problem
     if len({image.shape for image, _ in pictures}) > 1:
@@ -120,7 +122,8 @@ def conditioning_of(
     """
     given = {}
     if args.cond:
-        given |= load_condition(args.cond, args.num, model.net)
+        palette = build.palette(model.config)
+        given |= load_condition(args.cond, args.num, model.net, palette)
     if args.label:
         given['label'] = load_labels(args.label, args.num, model)
     if given:

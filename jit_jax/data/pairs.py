@@ -21,7 +21,8 @@ def open_pairs(root: Path, split: str, holdout: str) -> Records:
             f'{found.folder(split)} holds no pairs: put images of equal names into its folders '
             'target and cond.'
         )
-    target, cond = (os.path.relpath(path, root) for path in found.part(split)[0].paths)
+    first = (found.train or found.test)[0]
+    target, cond = (os.path.relpath(path, root) for path in first.paths)
     details = f', matched by name ({target} with {cond})'
     return found.records(split, ('image', 'cond'), (), noun='pairs', details=details)
 

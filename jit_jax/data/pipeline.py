@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 from absl import logging
 
-from jit_jax.data.sources import first_intact
 from jit_jax.errors import UserError
 
 
@@ -139,7 +138,5 @@ def _weighted(source, index):
     example = source.load(index) if index < len(source) else None
     if example is not None:
         return example | {'weight': np.float32(1)}
-    stand_in = first_intact(source, min(index, len(source) - 1))
-    if stand_in is None:  # the only held-out image may break after the source was opened
-        stand_in = source.blank()
+    stand_in = source.intact_or_blank(min(index, len(source) - 1))
     return stand_in | {'weight': np.float32(0)}

@@ -177,6 +177,13 @@ class Source:
         images = {name: np.full(shape, 128, np.uint8) for name in self.images}
         return images | {'label': np.int32(-1)}
 
+    def intact_or_blank(self, index) -> dict[str, np.ndarray]:
+        """Returns example `index` counted in a circle, or the next intact one; a blank one where
+        none is, as when the only held-out image breaks while a run is under way.
+        """
+        example = first_intact(self, index % len(self))
+        return self.blank() if example is None else example
+
     @property
     def broken(self) -> tuple[str, ...]:
         """The names of the broken examples that were found so far."""

@@ -16,13 +16,14 @@ def examples(
 
     Returns their conditioning (keywords of `JiT.__call__`) and the images themselves, uint8
     [count, S, S, C]. Row i depends on the seed and i, not on the other rows. For a run without a
-    condition: ({}, None), and its data is not opened. Raises UserError for unreadable images.
+    condition: ({}, None), and its data is not opened. Where no image can be read any more, they are
+    blank. Raises UserError where there is no data.
     """
     if config['condition']['kind'] == 'none':
         return {}, None
     source = build.source(config, 'test') if source is None else source
     index = range(start, start + count)
-    rows = [source[i % len(source)] for i in index]
+    rows = [source.intact_or_blank(i) for i in index]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     condition = build.condition(config)
     conditioning = _condition_each(batch, jax.random.key(seed), np.asarray(index), condition)

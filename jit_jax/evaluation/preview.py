@@ -19,8 +19,7 @@ LATEST = 'latest.npz'  # arr_0 uint8 [N, H, W, C], the images of the newest grid
 class Preview:
     """The grid of a run: the same noise and, with a condition, the same held-out images each time.
 
-    Every process of a run takes part; the first one writes. Raises UserError where a run with
-    a condition has no held-out image that can be read.
+    Every process of a run takes part; the first one writes.
     """
 
     def __init__(self, run: build.Run, workdir: str):
@@ -80,11 +79,11 @@ def sheet(
             parts['truth'] = truth
         heads, images = tuple(parts), np.stack(list(parts.values()), 1)
         columns = max(1, columns // 2)
-    captions = _captions(len(images), conditioning, classes, kinds)
-    return grid(images, columns, heads=heads, captions=captions)
+    lines = captions(len(images), conditioning, classes, kinds)
+    return grid(images, columns, heads=heads, captions=lines)
 
 
-def _captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
+def captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
     """What stands below each sample; nothing at all where there is nothing to say of any."""
     lines = [[kind] for kind in kinds] if kinds else [[] for _ in range(count)]
     if 'label' in conditioning:
@@ -93,8 +92,8 @@ def _captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
         for line, label, is_said in zip(lines, conditioning['label'], said, strict=True):
             if is_said:
                 line.append(names.get(int(label), str(label)))
-    captions = [' · '.join(line) for line in lines]
-    return captions if any(captions) else []
+    joined = [' · '.join(line) for line in lines]
+    return joined if any(joined) else []
 
 
 def strip(path: list[tuple], count: int) -> np.ndarray:

@@ -29,6 +29,18 @@ def slots(conditioning: dict, model, rows: int = 4) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def tiles(conditioning: dict, model, rows: int, side: int) -> np.ndarray:
+    """The slots of each row as a square: the condition's on the left, the target's on the right, 16
+    in a line. uint8 [rows, side, side, 3].
+    """
+    valid = _painted(np.asarray(mask(conditioning, model, rows)))
+    halves = valid.reshape(rows, 2, sequence.GRID, sequence.GRID, 3)
+    squares = np.concatenate([halves[:, 0], halves[:, 1]], 2)  # [rows, 16, 32, 3]
+    at = np.arange(side)
+    down, across = at * sequence.GRID // side, at * 2 * sequence.GRID // side
+    return squares[:, down][:, :, across]
+
+
 def mask(conditioning: dict, model, rows: int) -> np.ndarray:
     """`valid`, bool [rows, 512], of a batch as the model makes it from its conditioning."""
     cond_valid = label_valid = None

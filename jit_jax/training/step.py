@@ -38,12 +38,18 @@ def train_step(state: TrainState, batch: dict, key, recipe: Recipe) -> tuple[Tra
     state, and float32 scalars to log: the mean loss since the last line of metrics, the learning
     rate and the gradient's norm.
     """
-    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    draw_key, dropout_key = keys_at(key, state.step)
     drawn = draw(batch, draw_key, recipe)
     loss, gradients = loss_and_gradients(state.params, drawn, dropout_key, recipe)
     rate, norm = recipe.learning_rate(state.step), optax.tree.norm(gradients)
     state = apply_gradients(state, gradients, loss, recipe)
     return state, {'loss': state.loss_mean, 'learning_rate': rate, 'grad_norm': norm}
+
+
+def keys_at(key, step) -> tuple[jax.Array, jax.Array]:
+    """Of a run's key those of one step, for `draw` and for dropout."""
+    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+    return draw_key, dropout_key
 
 
 def draw(batch: dict, key, recipe: Recipe) -> dict:

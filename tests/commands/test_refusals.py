@@ -125,6 +125,12 @@ TRAIN = [
     ('train --config=uncond --config.steps', 'config.steps'),
 ]
 
+PREVIEW = [
+    ('preview', '--config says what to draw, for example --config='),
+    ('preview --config=uncond --out=a.jpg', '--out must end in .png; got a.jpg'),
+    ('preview --config=uncond:folder --config.data.path={none}/x', 'x does not exist: give the'),
+    ('preview --config=uncond:folder --config.data.kind=memory', 'images in memory, which only'),
+]
 CONFIGS = {  # files that are no configs
     'torn': 'def get_config():\n    return (1,\n',
     'other': 'x = 1\n',
@@ -169,7 +175,7 @@ def places(tmp_path_factory, params):
     return found
 
 
-ROWS = [*SAMPLE, *EXPORT, *CONVERT, *REPLAY, *TRAIN]
+ROWS = [*SAMPLE, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
 
 
 @pytest.mark.parametrize('line, sentence', ROWS, ids=[line for line, _ in ROWS])

@@ -10,6 +10,7 @@ from PIL import Image
 from configs import cond
 from jit_jax import trained
 from jit_jax.commands.sample import load_condition
+from jit_jax.data.palette import voc_colors
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
@@ -65,6 +66,13 @@ def test_refused_conditions(tmp_path):
     clear = np.zeros((1, 1, 4), np.uint8)  # whole pictures are held against what the run learned
     with pytest.raises(UserError, match='--cond: .*2 to 32 pixels in steps of 2.; got 1×1'):
         load_condition([save(tmp_path / 'dot.png', clear)], 1, NET)
+
+
+def test_numbers_of_classes_get_the_colours_of_training(tmp_path):
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16) % 12
+    cond = load_condition([save(tmp_path / 'map.png', numbers)], 1, NET, 'voc')['cond']
+    expected = voc_colors()[numbers].astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(cond[0], expected)
 
 
 def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
