@@ -61,7 +61,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         resume.write_config(run, workdir)
         writer = every_process(partial(open_writer, run, workdir, start, seconds_an_image, follow))
         with contextlib.closing(writer):
-            writer.say(how)
+            writer.started(how)
             for found in dict.fromkeys([run.train.summary, run.test.summary]):
                 writer.say(found)
             for remark in every_process(partial(data.remarks, run.train, run.test)):

@@ -99,13 +99,13 @@ def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finishe
         env,
         cwd,
     )
-    assert Image.open(cwd / 'cond.png').size == (2 + 1 * (3 * 32 + 2), 2 + 4 * (32 + 2))
+    assert Image.open(cwd / 'cond.png').size == (308, 469)  # four rows of three, enlarged
     holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
     holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
     holed.save(cwd / 'holed.png')
     fill = ['sample', '--workdir=runs/cond', '--cond=holed.png', '--num=2', '--steps=2']
     run(['-m', 'jit_jax', *fill, '--out=filled.png'], env, cwd)
-    assert Image.open(cwd / 'filled.png').size[0] == 2 + 2 * 32 + 2
+    assert Image.open(cwd / 'filled.png').size[0] == 208
     # and back: a run without a condition starts from one with
     assert 'Starting from ema2' in train(
         cwd,
@@ -357,14 +357,9 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path
     )
     for command in rest:
         run(['-m', 'jit_jax', *command[1:], '--steps=2'], env, tmp_path)
-    assert Image.open(tmp_path / 'pairs.png').size == (
-        2 + 2 * (3 * 32 + 2),
-        2 + 8 * (32 + 2),
-    )  # 16 of condition | result | truth
-    assert Image.open(tmp_path / 'new-results.png').size == (
-        2 + 2 * 32 + 2,
-        2 + 4 * (32 + 2),
-    )  # 4 of condition | result
+    # 16 of condition, result and truth, then 4 of condition and result.
+    assert Image.open(tmp_path / 'pairs.png').size == (622, 925)
+    assert Image.open(tmp_path / 'new-results.png').size == (208, 469)
     report = (tmp_path / 'runs/cond-pairs/report/index.html').read_text()
     assert (
         'condition | result | truth' in report

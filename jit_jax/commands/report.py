@@ -1,7 +1,8 @@
-"""Draws a run on one page.
+"""Draws a run on one page, or compares several on another.
 
 examples:
-  jit-jax report --workdir=runs/uncond
+  jit-jax report runs/uncond                      # runs/uncond/report/index.html
+  jit-jax report runs/a runs/b --out=comparison   # comparison/index.html
 """
 
 import argparse
@@ -11,23 +12,28 @@ from etils import epath
 from jit_jax import data
 from jit_jax.commands import command_line
 from jit_jax.errors import UserError
-from jit_jax.evaluation.page import write
+from jit_jax.evaluation import comparison, page
 from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
 from jit_jax.training.older_configs import parse_config
 
 
 def define_flags(parser: command_line.Parser) -> None:
-    parser.add_argument('--workdir', help='a run folder')
+    parser.add_argument('runs', nargs='*', help='a run folder, or several to compare')
+    parser.add_argument('--workdir', help='the same as one run folder')
+    parser.add_argument('--out', default='comparison', help='the folder of a comparison')
 
 
 def main(args: argparse.Namespace) -> None:
-    command_line.required(
-        args, 'workdir', 'says which run to report, for example --workdir=runs/uncond.'
-    )
-    config = read_config(args.workdir)
-    train, test = open_images(config)
-    print(write(args.workdir, config, train, test))
+    runs = [*args.runs, *([args.workdir] if args.workdir else [])]
+    if not runs:
+        raise UserError('report needs a run folder, for example jit-jax report runs/uncond.')
+    configs = [read_config(run) for run in runs]
+    if len(runs) > 1:
+        print(comparison.write(runs, configs, args.out))
+        return
+    train, test = open_images(configs[0])
+    print(page.write(runs[0], configs[0], train, test))
 
 
 def read_config(workdir: str) -> dict:

@@ -30,7 +30,10 @@ def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
 
 def _parts(name: str) -> tuple[str, str]:
     matched = MEMBER.fullmatch(name)
-    return matched.groups() if matched else (name, '')
+    if not matched:
+        return name, ''
+    family, member = matched.groups()
+    return family, member.replace('_', '–')  # t0.25–0.5, a range
 
 
 def _any_not_zero(curves: dict[str, Curve]) -> bool:

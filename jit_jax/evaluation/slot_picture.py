@@ -1,32 +1,61 @@
 """The attention mask of the 512 slots as a picture."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from jit_jax.model import sequence
-from jit_jax.output.charts import BLUE, ORANGE
+from jit_jax.output.charts import BLUE, INK, ORANGE
+from jit_jax.output.images import TEXT, cut, font
 
-DEAD = '#e9e9e9'
+DEAD = '#d9dce1'
 CAPTION = (
-    'A strip for each row: live condition slots blue, the target orange, dead slots pale. Below, '
-    'for the first two rows, which slot (down) attends to which (across).'
+    'Above, a strip for each row of a batch: its 256 condition slots and its 256 target slots. '
+    'Below, for the first two rows, which slot (down) attends to which (across). Dead slots hold '
+    'zeros, are masked and are not computed.'
 )
-SLOT_WIDE, STRIP_HIGH, GAP = 2, 14, 4  # pixels
+LEGEND = ((BLUE, 'live condition'), (ORANGE, 'target'), (DEAD, 'dead'))
+STRIP_HIGH, GAP, LINE = 12, 4, 22  # pixels; a slot of a strip is one wide
+LEFT = 110  # of the strips and squares, beside their names
+SQUARE = sequence.SLOTS // 2  # pixels of a square, two slots each
+WIDTH = LEFT + 2 * SQUARE + 4 * GAP + GAP
 
 
-def slots(conditioning: dict, model, rows: int = 4) -> np.ndarray:
-    """The mask of a model (JiT) for a batch as a picture, uint8 [·, 1026, 3]; CAPTION says how to
-    read it.
+def slots(conditioning: dict, model, rows: int = 4, names: Sequence[str] = ()) -> np.ndarray:
+    """The mask of a model (JiT) for a batch as a labelled picture, uint8 [·, ·, 3]; CAPTION
+    explains it.
 
-    conditioning: keywords of `JiT.__call__` with `rows` rows.
+    conditioning: keywords of `JiT.__call__` with `rows` rows. names: of the rows, such as their
+    kinds of condition.
     """
     valid = np.asarray(mask(conditioning, model, rows))
-    parts = [_strip(row) for row in valid]
-    squares = np.concatenate([_square(row) for row in valid[:2]], 1)
-    width = parts[0].shape[1]
-    parts.append(_padded(squares, right=width - squares.shape[1]))
-    return np.concatenate(parts)
+    squares_top = LINE + rows * (STRIP_HIGH + GAP) + LINE
+    sheet = Image.new('RGB', (WIDTH, squares_top + SQUARE + GAP), 'white')
+    draw = ImageDraw.Draw(sheet)
+    _write_legend(draw)
+    for row, live in enumerate(valid):
+        top = LINE + row * (STRIP_HIGH + GAP)
+        name = names[row] if names else f'row {row + 1}'
+        draw.text(
+            (GAP, top + STRIP_HIGH / 2), cut(name, TEXT, LEFT - 2 * GAP), INK, font(TEXT), 'lm'
+        )
+        sheet.paste(Image.fromarray(_strip(live)), (LEFT, top))
+    for row, live in enumerate(valid[:2]):
+        left = LEFT + row * (SQUARE + 4 * GAP)
+        sheet.paste(Image.fromarray(_square(live)), (left, squares_top))
+        name = names[row] if names else f'row {row + 1}'
+        draw.text((left, squares_top - LINE / 2), f'{name}: attention', INK, font(TEXT), 'lm')
+    return np.array(sheet)
+
+
+def _write_legend(draw: ImageDraw.ImageDraw) -> None:
+    left = LEFT
+    for color, word in LEGEND:
+        draw.rectangle((left, 4, left + 12, 16), color)
+        draw.text((left + 18, LINE / 2 - 1), word, INK, font(TEXT), 'lm')
+        left += 18 + round(font(TEXT).getlength(word)) + 24
 
 
 def tiles(conditioning: dict, model, rows: int, side: int) -> np.ndarray:
@@ -53,13 +82,12 @@ def mask(conditioning: dict, model, rows: int) -> np.ndarray:
 
 
 def _strip(live: np.ndarray) -> np.ndarray:
-    row = _painted(live).repeat(SLOT_WIDE, 0)
-    return _padded(np.tile(row, (STRIP_HIGH, 1, 1)), bottom=GAP, right=2)
+    return np.tile(_painted(live), (STRIP_HIGH, 1, 1))
 
 
 def _square(live: np.ndarray) -> np.ndarray:
-    """Who attends to whom: slots [512, 512]."""
-    return _padded(_painted(live[:, None] & live[None, :]), top=2 * GAP, right=1)
+    """Who attends to whom, every second slot: uint8 [SQUARE, SQUARE, 3]."""
+    return _painted(live[:, None] & live[None, :])[::2, ::2]
 
 
 def _painted(live: np.ndarray) -> np.ndarray:
@@ -68,11 +96,6 @@ def _painted(live: np.ndarray) -> np.ndarray:
     colors[sequence.COND] = rgb(BLUE)
     colors[sequence.TARGET] = rgb(ORANGE)
     return np.where(live[..., None], colors, rgb(DEAD))
-
-
-def _padded(image: np.ndarray, *, top: int = 0, bottom: int = 0, right: int = 0) -> np.ndarray:
-    """With a white margin."""
-    return np.pad(image, ((top, bottom), (0, right), (0, 0)), constant_values=255)
 
 
 def rgb(color: str) -> np.ndarray:

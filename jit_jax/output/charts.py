@@ -1,11 +1,13 @@
 """Charts and heat maps by matplotlib, drawn into arrays. One palette for all pictures of a run."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 BLUE, ORANGE = '#3566a8', '#d9822b'
 COLORS = (BLUE, ORANGE, '#4c9a5f', '#b04a5a', '#7a5fa8', '#5b8c95', '#a08a2e', '#8a8f99')
 SCALE = ('#16294d', BLUE, '#8fb0d9', '#f6ead8')  # of a heat map, low to high: dark to bright
-INK, FAINT = '#444b57', '#e4e7ec'
+INK, FAINT_INK, FAINT = '#444b57', '#8a8f99', '#e4e7ec'
 
 WIDTH, HEIGHT = 460, 250  # of a chart on a page, in pixels; it is drawn twice as large
 POINTS = 300  # of a curve at most; a longer one is averaged
@@ -19,32 +21,49 @@ UNITS = {
     'mfu': 'share of the peak rate',
     'data_wait': 'share of the time',
     'broken_images': 'images',
+    'mse': 'mean squared error',
+    'readable': 'share of the images',
+    'readable_held_out': 'share of the images',
+    'classifier_distance': 'Fréchet distance',
+    'classifier_distance_train': 'Fréchet distance',
 }
 
 
-def chart(title: str, series: dict[str, list[tuple[int, float]]]) -> np.ndarray:
+def chart(
+    title: str,
+    series: dict[str, list[tuple[int, float]]],
+    marks: Sequence[int] = (),
+    names: Sequence[str] = (),
+) -> np.ndarray:
     """Curves [(step, value), …] by name, at least one of them: uint8 [2·HEIGHT, 2·WIDTH, 3].
 
-    A loss that spans more than 30 times is on a log scale. A single value is a dot.
+    A loss that spans more than 30 times is on a log scale. A single value is a dot. marks: steps at
+    which a dotted line stands, where a run was resumed. names: all that are ever drawn, where a
+    name has the same colour on every chart of a page.
     """
-    return _pixels(_chart_figure(title, series))
+    return _pixels(_chart_figure(title, series, marks, names))
 
 
-def _chart_figure(title: str, series: dict[str, list[tuple[int, float]]]):
+def _chart_figure(title: str, series: dict, marks: Sequence[int] = (), names: Sequence[str] = ()):
     from matplotlib.figure import Figure
 
     figure = Figure((WIDTH / 100, HEIGHT / 100), dpi=200, layout='constrained')
     axes = figure.add_subplot()
-    for color, (name, points) in zip(_colors(len(series)), series.items(), strict=True):
+    names = names or list(series)
+    colors = dict(zip(names, _colors(len(names)), strict=True))
+    for name, points in series.items():
+        color = colors[name]
         steps, values = thinned(points).T
         marker = 'o' if len(steps) == 1 else ''
         axes.plot(steps, values, color=color, label=name, marker=marker, markersize=5)
+    for step in marks:
+        axes.axvline(step, color=FAINT_INK, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     on_log = _on_log_scale(title, series)
     axes.set_title(f'{title}, log scale' if on_log else title, loc='left', color=INK, fontsize=10)
     axes.set_xlabel('step', color=INK, fontsize=9)
     axes.set_ylabel(_unit(title), color=INK, fontsize=9)
     _set_ticks(axes, on_log=on_log)
-    if len(series) > 1:  # beside the axes, where no curve passes
+    if len(names) > 1:  # beside the axes, where no curve passes
         figure.legend(loc='outside right upper', frameon=False, fontsize=8, labelcolor=INK)
     return figure
 

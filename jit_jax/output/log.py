@@ -21,6 +21,8 @@ from jit_jax.output.progress import duration, progress_line, shown
 from jit_jax.output.sinks import Line
 from jit_jax.output.warnings_once import Trouble
 
+HISTORY = 'history.jsonl'  # a line for each start of a run
+
 
 class Writer:
     """Writes numbers to `metrics.jsonl`, TensorBoard and, by config, Weights & Biases; shows
@@ -52,6 +54,8 @@ class Writer:
         path = epath.Path(workdir) / 'metrics.jsonl'
         drop_lines_after(path, start)
         self.lines = Lines(path, Trouble('metrics.jsonl', self.say))
+        history = epath.Path(workdir) / HISTORY
+        self.history = Lines(history, Trouble(HISTORY, self.say))
         self.pictures = Trouble('The pictures of samples', self.say)
         self.boards = open_boards(workdir, start, config, self.say)
         self.start, self.steps = start, steps
@@ -82,6 +86,12 @@ class Writer:
                 f'Step {step - 1} took {duration(self.first)}, compiling included; the {count:,} '
                 f'after it take about {duration(each * count)}.'
             )
+
+    def started(self, how: str) -> None:
+        """Says how the run starts or goes on, and keeps it with the time in history.jsonl."""
+        if self.enabled:
+            self.say(how)
+            self.history.add({'step': self.start, 'time': time.time(), 'how': how})
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Appends one line for `step` before it returns: a checkpoint never knows more than the
@@ -142,6 +152,7 @@ class Writer:
         if not self.enabled:
             return
         self.lines.flush()
+        self.history.flush()
         self.bar.close()
         for board in self.boards:
             board.close()

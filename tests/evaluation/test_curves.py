@@ -19,6 +19,7 @@ def test_families_put_what_ends_in_a_number_on_one_chart(tmp_path):
                 'loss': 2.0 / s,
                 'v_loss_t0.2': 1.0,
                 'v_loss_t0.5': 0.5 * s,
+                'v_loss_t0.5_0.75': 0.5 * s,
                 'broken': 0,
                 'odd': float('nan'),
             }
@@ -30,6 +31,7 @@ def test_families_put_what_ends_in_a_number_on_one_chart(tmp_path):
     assert found['loss'] == {'': [(1, 2.0), (2, 1.0)]} and found['v_loss'] == {
         't0.2': [(1, 1.0), (2, 1.0)],
         't0.5': [(1, 0.5), (2, 1.0)],
+        't0.5–0.75': [(1, 0.5), (2, 1.0)],
     }
 
 

@@ -31,6 +31,11 @@ HEADLESS = [
 HEADLESS += ['--disable-component-update', '--disable-sync']
 
 
+def arguments(*runs, out='comparison'):
+    """Those of the command."""
+    return SimpleNamespace(runs=[str(run) for run in runs], workdir=None, out=str(out))
+
+
 def test_a_run_ends_with_a_page_that_a_browser_shows(finished, tmp_path):
     cwd, said = finished
     page = cwd / 'runs/uncond/report/index.html'
@@ -49,6 +54,13 @@ def test_a_run_ends_with_a_page_that_a_browser_shows(finished, tmp_path):
     } <= pictures.keys()
     for name, data in pictures.items():
         assert base64.b64decode(data) == (page.parent / f'{name}.png').read_bytes()
+    for fact in (
+        'M parameters',
+        '>12 of 12, batch 8: 96 images<',
+        'of training steps',
+        ' UTC: Starting',
+    ):
+        assert fact in text, fact
     assert (
         '4 held-out' not in text
         and 'of 4 samples are closer' in text
@@ -57,7 +69,7 @@ def test_a_run_ends_with_a_page_that_a_browser_shows(finished, tmp_path):
     if BROWSER is None:
         pytest.skip('no chromium or google-chrome here: the page was checked, but not looked at')
     shot, profile = tmp_path / 'shot.png', tmp_path / 'profile'
-    browser = [BROWSER, *HEADLESS, f'--user-data-dir={profile}', '--window-size=1100,2400']
+    browser = [BROWSER, *HEADLESS, f'--user-data-dir={profile}', '--window-size=1100,6000']
     subprocess.run(
         [*browser, f'--screenshot={shot}', f'file://{page}'],
         check=True,
@@ -100,12 +112,13 @@ def test_a_converted_folder_is_drawn_too(tmp_path, capsys):
     architecture = uncond.get_config().model.to_dict() | {'num_classes': 10}
     config = convert.run_config(architecture, convert.PUBLISHED_DECAYS)
     (folder / 'config.json').write_text(json.dumps(config))
-    report.main(SimpleNamespace(workdir=str(folder)))
+    report.main(arguments(folder))
     said = capsys.readouterr().out
     assert 'this run was converted' in said and f'{folder}/report/index.html' in said
     text = (folder / 'report/index.html').read_text()
     assert 'The 512 slots' in text and 'How it was made' in text
-    assert 'Curves' not in text and 'Samples' not in text
+    assert '>condition</th><td>class<' in text
+    assert 'Curves' not in text and 'amples' not in text
 
 
 @pytest.fixture
@@ -133,11 +146,11 @@ def broken_held_out(tmp_path):
 
 def test_a_broken_held_out_image_leaves_out_what_needs_it(broken_held_out, capsys):
     workdir, _ = broken_held_out
-    report.main(SimpleNamespace(workdir=str(workdir)))
+    report.main(arguments(workdir))
     text = (workdir / 'report/index.html').read_text()
     assert 'Distance to the nearest of 5 training images' in text
     assert 'no held-out image that can be read' in text and 'The 512 slots' in text
-    assert 'step 6<' in text and 'step 7<' not in text
+    assert 'Step 6.' in text and 'step 7' not in text
 
 
 def test_a_condition_made_from_a_broken_image_is_left_out(broken_held_out):
@@ -162,7 +175,7 @@ def test_what_is_no_run_is_said_in_words(tmp_path, content, says):
     if content is not None:
         (tmp_path / 'config.json').write_text(content)
     with pytest.raises(UserError, match=says):
-        report.main(SimpleNamespace(workdir=str(tmp_path)))
+        report.main(arguments(tmp_path))
     assert not (tmp_path / 'report').exists()
 
 

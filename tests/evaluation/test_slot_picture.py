@@ -17,11 +17,23 @@ def test_slots_are_painted_as_the_mask_says(tiny):
     }
     picture = slot_picture.slots(conditioning, tiny(), rows=2)
     want = np.asarray(slot_mask(2, valid, conditioning['label_valid'], tiny().class_tokens))
-    blue, orange, pale = (0x35, 0x66, 0xA8), (0xD9, 0x82, 0x2B), (0xE9,) * 3
+    blue, orange, grey = (0x35, 0x66, 0xA8), (0xD9, 0x82, 0x2B), (0xD9, 0xDC, 0xE1)
     for i, row in enumerate(want):
-        strip = picture[18 * i + 3, : 2 * 512 : 2]
+        strip = picture[22 + 16 * i + 3, 110 : 110 + 512]
         assert [tuple(x) for x in strip] == [
-            pale if not live else blue if slot < 256 else orange for slot, live in enumerate(row)
+            grey if not live else blue if slot < 256 else orange for slot, live in enumerate(row)
         ]
-        square = picture[2 * 18 + 8 :, 513 * i : 513 * i + 512]
-        np.testing.assert_array_equal((square != 0xE9).any(-1), row[None] & row[:, None])
+        left, top = 110 + i * (256 + 16), 22 + 2 * 16 + 22
+        square = picture[top : top + 256, left : left + 256]
+        attends = row[None] & row[:, None]
+        np.testing.assert_array_equal((square != grey).any(-1), attends[::2, ::2])
+
+
+def test_the_legend_and_the_names_of_the_rows_are_in_the_picture(tiny):
+    picture = slot_picture.slots({}, tiny(), rows=2, names=['edges', 'class'])
+    legend = picture[:20, 100:].reshape(-1, 3)
+    for color in (slot_picture.BLUE, slot_picture.ORANGE, slot_picture.DEAD):
+        assert (legend == slot_picture.rgb(color)).all(1).sum() > 100
+    names = [picture[22 + 16 * i : 22 + 16 * i + 12, :100] for i in range(2)]
+    assert all((name < 128).any() for name in names)
+    assert not np.array_equal(*names)

@@ -75,6 +75,20 @@ def test_several_curves_have_their_colours_and_a_legend_beside_them():
     assert legend.any() and not is_near(alone, charts.ORANGE).any()
 
 
+def test_a_run_that_went_on_has_a_mark_there():
+    curve = {'': [(0, 1.0), (100, 0.5)]}
+    axes = charts._chart_figure('loss', curve, marks=[40, 60]).axes[0]
+    lines = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() != '-']
+    assert lines == [40, 60] and len(axes.lines) == 3
+
+
+def test_a_name_keeps_its_colour_where_another_run_has_no_such_number():
+    curve = [(0, 1.0), (100, 0.5)]
+    axes = charts._chart_figure('loss', {'b': curve}, names=['a', 'b']).axes[0]
+    assert axes.lines[0].get_color() == charts.ORANGE
+    assert axes.figure.legends[0].get_texts()[0].get_text() == 'b'
+
+
 def test_the_mean_of_a_long_curve_is_kept():
     points = [(s, float(s % 2)) for s in range(100_000)]
     thin = charts.thinned(points)

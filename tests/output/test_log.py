@@ -265,3 +265,14 @@ def test_a_board_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_without_a_project_nothing_is_imported(tmp_path):
     Writer(str(tmp_path), start=0, steps=10, config=CONFIG).close()
     assert 'wandb' not in sys.modules and not (tmp_path / 'wandb_id').exists()
+
+
+def test_each_start_of_a_run_is_kept_with_its_time(tmp_path, capsys):
+    for step, how in ((0, 'Starting fresh.'), (4, 'Resuming, with steps changed.')):
+        writer = Writer(str(tmp_path), start=step, steps=10)
+        writer.started(how)
+        writer.close()
+    assert 'Resuming, with steps changed.' in capsys.readouterr().out
+    first, second = map(json.loads, (tmp_path / 'history.jsonl').read_text().splitlines())
+    assert (first['step'], second['step']) == (0, 4) and first['time'] <= second['time']
+    assert second['how'] == 'Resuming, with steps changed.'
