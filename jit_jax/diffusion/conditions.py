@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
+from jit_jax.diffusion.degradations import degrade
 from jit_jax.errors import UserError
 from jit_jax.model.sequence import GRID, condition_grid, patch_size, patchify, unpatchify
 
@@ -42,6 +43,15 @@ def edges(x, batch, key) -> Conditioning:
     across = _slope(_smooth(y, axis=1), axis=2)
     size = jnp.hypot(across, down)[:, 1:-1, 1:-1, None]  # 0 … 8 for a full step
     return {'cond': jnp.broadcast_to(jnp.clip(size / 2, 0, 2) - 1, x.shape)}
+
+
+def degraded(x, batch, key, *, degradations: int, strength: tuple[float, float]) -> Conditioning:
+    """x as a bad camera and a bad file leave it: blurred, of a lower resolution, noisy, in blocks.
+
+    degradations: how often these follow each other, 1 or 2. strength: (low, high), drawn between
+    for each row; 0 leaves x as it is. See `degradations.py`.
+    """
+    return {'cond': degrade(x, key, times=degradations, strength=strength)}
 
 
 def _smooth(y, axis: int):
@@ -114,6 +124,7 @@ KINDS = {
     'super_resolution': super_resolution,
     'grayscale': grayscale,
     'edges': edges,
+    'degraded': degraded,
     'inpaint': inpaint,
     'outpaint': outpaint,
     'half': half,
@@ -156,14 +167,24 @@ def kinds(kind: str) -> set[str]:
 
 
 @lru_cache  # One function for one condition, so that a program which takes it is compiled once.
-def make(kind: str, *, factor: int = 2, hole: tuple[int, int] = (4, 12)) -> Callable:
-    """(x, batch, key) → the conditioning of `kind`. factor: of super_resolution; hole: of inpaint
-    and outpaint.
+def make(
+    kind: str,
+    *,
+    factor: int = 2,
+    hole: tuple[int, int] = (4, 12),
+    degradations: int = 1,
+    strength: tuple[float, float] = (0.0, 1.0),
+) -> Callable:
+    """(x, batch, key) → the conditioning of `kind`.
+
+    factor: of super_resolution; hole: of inpaint and outpaint; degradations and strength: of
+    degraded. Their defaults are those of runs from before there was a choice.
     """
     settings = {
         'super_resolution': {'factor': factor},
         'inpaint': {'hole': hole},
         'outpaint': {'hole': hole},
+        'degraded': {'degradations': degradations, 'strength': strength},
     }
     options = []
     for names in parse(kind):
