@@ -139,6 +139,11 @@ def _condition(config: ConfigDict) -> None:
     config.condition.drop = 0.1
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
+    config.condition.degradations = 1  # degraded: how often blur, resizing, noise and JPEG follow
+    # degraded: low and high, drawn between for each image; 0 changes nothing, 1 much
+    config.condition.strength = (0.0, 1.0)
+    # a Python module with kinds of your own (CONTRIBUTING.md), as --import=MODULE; '': none
+    config.condition.module = ''
 
 
 def _diffusion(config: ConfigDict, image_size: int) -> None:

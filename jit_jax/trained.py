@@ -22,6 +22,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
 from jit_jax.recipe import build, inputs
+from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
 
 
@@ -49,6 +50,7 @@ class Model:
 def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
     """As `jit_jax.load`."""
     config, params, step = read_weights(path, ema)
+    import_own(config)
     net, diffusion = build.network(config), build.diffusion(config)
     return Model(net, diffusion, build.settings(config), config, step), params
 

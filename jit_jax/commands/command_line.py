@@ -62,6 +62,14 @@ class Parser(argparse.ArgumentParser):
         self.takes_config = True
         self.add_argument('--config', metavar='FILE[:PRESET]', help=what)
         self.epilog = f'{self.epilog.rstrip()}\n\n{CONFIG_KEYS}'
+        self.define_import('; the run remembers it, as --config.condition.module')
+
+    def define_import(
+        self, more: str = '; a run that was trained with --import remembers it'
+    ) -> None:
+        """Adds `--import=MODULE`, for conditions of the user's own."""
+        what = f'a Python module with conditions of your own{more}'
+        self.add_argument('--import', dest='module', metavar='MODULE', help=what)
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """Words → values by flag; with a config, also `config`, a ConfigDict, and `config_name`."""
@@ -75,6 +83,12 @@ class Parser(argparse.ArgumentParser):
             raise UserError(self._stray(rest[0]))
         if self.takes_config:
             args.config, args.config_name = self._config(args.config, overrides)
+        if getattr(args, 'module', None):
+            from jit_jax.recipe import kinds  # here, so that --help is quick
+
+            kinds.import_module(args.module, '--import')
+            if self.takes_config and args.config is not None:
+                args.config.condition.module = args.module
         return args
 
     def error(self, message: str) -> None:

@@ -77,6 +77,7 @@ def define_flags(parser: command_line.Parser) -> None:
         type=command_line.whole_number(2),
         help='after --sweep, measure its best cell with so many images',
     )
+    parser.define_import()
     environment.define_flags(parser)
 
 

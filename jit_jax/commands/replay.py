@@ -46,6 +46,7 @@ INNER = {
 
 def define_flags(parser: command_line.Parser) -> None:
     parser.add_argument('--bundle', help='the nan-<step>.npz of a stopped run')
+    parser.define_import()
 
 
 def main(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from jit_jax.errors import UserError
 from jit_jax.evaluation import comparison, page
 from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
+from jit_jax.recipe.kinds import import_own
 from jit_jax.training.older_configs import parse_config
 
 
@@ -22,6 +23,7 @@ def define_flags(parser: command_line.Parser) -> None:
     parser.add_argument('runs', nargs='*', help='a run folder, or several to compare')
     parser.add_argument('--workdir', help='the same as one run folder')
     parser.add_argument('--out', default='comparison', help='the folder of a comparison')
+    parser.define_import()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -49,6 +51,7 @@ def read_config(workdir: str) -> dict:
         raise UserError(f'{path} is not a config of a run ({error}).') from error
     if not isinstance(config, dict) or not {'model', 'condition'} <= config.keys():
         raise UserError(f'{path} is not a config of a run: it has no model or no condition.')
+    import_own(config)
     return config
 
 

@@ -157,13 +157,24 @@ def _no_such_kind(name: str) -> str:
     if near:
         hint = f'did you mean {near[0]}?'
     else:
-        hint = f'there are none, {", ".join(KINDS)}, joined by + (both) or | (either).'
+        hint = (
+            f'there are none, {", ".join(KINDS)}, joined by + (both) or | (either), and what '
+            '--import=MODULE brings.'
+        )
     return f'config.condition.kind: there is no condition {name!r}; {hint}'
 
 
 def kinds(kind: str) -> set[str]:
     """Every name of KINDS in `kind`, wherever it stands."""
     return {name for option in parse(kind) for name in option}
+
+
+SETTINGS = (
+    'factor',
+    'hole',
+    'degradations',
+    'strength',
+)  # keys of config.condition that `make` takes
 
 
 @lru_cache  # One function for one condition, so that a program which takes it is compiled once.

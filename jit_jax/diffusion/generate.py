@@ -31,6 +31,7 @@ def generate(
     conditioning: dict,
     scale=None,
     interval=(0.0, 1.0),
+    begin=None,
     *,
     model: JiT,
     d: Diffusion,
@@ -48,6 +49,9 @@ def generate(
       z: float32 [B, H, W, C], unit normal.
       conditioning: keywords of `JiT.__call__`, B rows each; {} for none.
       scale, interval: guidance, numbers or float32 scalars. scale None leaves the null branch out.
+      begin: (t, x) to begin from images x, float32 [B, H, W, C] in [−1, 1], under noise at time t,
+        a number or float32 scalar from 0 to below 1: z_t = t·x + (1 − t)·noise_scale·z. None: from
+        noise at t = 0.
       watch: called as watch(t, z, x̂) after each pass of the network, in order, on one device.
 
     Returns float32 [B, H, W, C] in about [−1, 1].
@@ -72,7 +76,11 @@ def generate(
         net = guidance.guide(net, null, scale, interval)
     if watch:
         net = watched(net, watch)
-    return samplers.sample(net, d.noise_scale * z, d, steps=steps, sampler=sampler)
+    z, start = d.noise_scale * z, 0.0
+    if begin is not None:
+        start, x = begin
+        z = objective.add_noise(x, z, jnp.full(1, start))
+    return samplers.sample(net, z, d, steps=steps, sampler=sampler, start=start)
 
 
 def cast_kernels(params, dtype) -> dict:
@@ -114,8 +122,8 @@ def noise(key, start: int, count: int, model: JiT) -> jax.Array:
 def sampling_program(
     model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """`generate`, jitted for arrays on `mesh`: (params, z, conditioning, *guidance_arguments(…)) →
-    images.
+    """`generate`, jitted for arrays on `mesh`: (params, z, conditioning, *guidance_arguments(…),
+    begin=None) → images.
     """
     run = partial(generate, model=model, d=d, sampler=sampler, steps=steps)
     return jax.jit(sharding.within(mesh, run))
@@ -131,16 +139,27 @@ def guidance_arguments(scale: float, interval: tuple[float, float]) -> tuple:
     return jnp.float32(scale), (jnp.float32(low), jnp.float32(high))
 
 
+def begin_arguments(begin: tuple | None) -> dict:
+    """Where to begin, as keywords of a program, which serves every time after 0; {} for noise."""
+    if begin is None or begin[0] == 0:
+        return {}
+    t, x = begin
+    return {'begin': (jnp.float32(t), x)}
+
+
 def compiled_sampler(
     model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
 ) -> Callable:
-    """(params, z, conditioning, guidance=1, interval=(0, 1)) → images, for arrays on `mesh`.
+    """(params, z, conditioning, guidance=1, interval=(0, 1), begin=None) → images, for arrays on
+    `mesh`.
 
-    Compiled once for each shape of the conditioning, and once more for guidance other than 1.
+    Compiled once for each shape of the conditioning, and once more for guidance other than 1, and
+    for beginning from images, at whatever time.
     """
     program = sampling_program(model, d, sampler, steps, mesh)
 
-    def draw(params, z, conditioning, guidance=1.0, interval=(0.0, 1.0)):
-        return program(params, z, conditioning, *guidance_arguments(guidance, interval))
+    def draw(params, z, conditioning, guidance=1.0, interval=(0.0, 1.0), begin=None):
+        arguments = guidance_arguments(guidance, interval)
+        return program(params, z, conditioning, *arguments, **begin_arguments(begin))
 
     return draw

@@ -15,13 +15,13 @@ from jit_jax.diffusion.objective import Diffusion, velocity
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def euler(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
+def euler(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
     """z + (t' − t)·v(z, t)."""
     now = v(z, t)
     return z + (t_next - t) * now, now
 
 
-def heun(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
+def heun(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
     """Euler's step, then the mean of the velocities at both of its ends: two passes of the
     network.
     """
@@ -30,31 +30,35 @@ def heun(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
     return z + (t_next - t) * 0.5 * (now + ahead), now
 
 
-def multistep(v: Denoise, z, t, t_next, before) -> tuple[jax.Array, jax.Array]:
+def multistep(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
     """Adams and Bashforth's second order: the velocity goes on changing as in the step before. One
     pass.
     """
     now = v(z, t)
-    slope = jnp.where(t > 0, 0.5 * (now - before), 0)  # Nothing was before the first step.
+    slope = jnp.where(first, 0, 0.5 * (now - before))  # Nothing was before the first step.
     return z + (t_next - t) * (now + slope), now
 
 
-# (v, z, t, t', the velocity one step before) → (z', v(z, t)), for steps of equal length.
+# (v, z, t, t', the velocity one step before, whether there was none) → (z', v(z, t)), for steps of
+# equal length.
 SAMPLERS = {'euler': euler, 'heun': heun, 'multistep': multistep}
 
 
-def sample(denoise: Denoise, z, d: Diffusion, *, steps: int, sampler: str = 'heun') -> jax.Array:
-    """Integrates dz/dt = v from z at t = 0 (noise, already scaled) to an image at t = 1.
+def sample(
+    denoise: Denoise, z, d: Diffusion, *, steps: int, sampler: str = 'heun', start=0.0
+) -> jax.Array:
+    """Integrates dz/dt = v from z at t = start (at 0 noise, already scaled) to an image at t = 1.
 
     Takes `steps` equal steps. The last one is Euler's, as in the official code. It ends on x̂ where
     the step is at least as long as t_eps, the least 1 − t that v divides by. A shorter last step
     stops short of x̂: at 50 steps with t_eps 0.05 it covers 0.02 / 0.05 of the way from z to x̂, as
     published.
 
-    One scan runs all steps but the last, so one step is compiled. Returns float32 of z's shape.
+    One scan runs all steps but the last, so one step is compiled. `start` may be traced. Returns
+    float32 of z's shape.
     """
     step = SAMPLERS[sampler]
-    times = jnp.linspace(0.0, 1.0, steps + 1)
+    times = jnp.linspace(start, 1.0, steps + 1)
 
     def v(z, t):
         x_hat = denoise(z, t[None]).astype(jnp.float32)
@@ -63,10 +67,10 @@ def sample(denoise: Denoise, z, d: Diffusion, *, steps: int, sampler: str = 'heu
     def advance(carry, ends):
         z, before = carry
         t, t_next = ends
-        return step(v, z, t, t_next, before), None
+        return step(v, z, t, t_next, before, t == times[0]), None
 
     z = z.astype(jnp.float32)
-    start = (z, jnp.zeros_like(z))
-    (z, before), _ = jax.lax.scan(advance, start, (times[:-2], times[1:-1]))
-    z, _ = euler(v, z, times[-2], times[-1], before)
+    carry = (z, jnp.zeros_like(z))
+    (z, before), _ = jax.lax.scan(advance, carry, (times[:-2], times[1:-1]))
+    z, _ = euler(v, z, times[-2], times[-1], before, first=steps == 1)
     return z

@@ -1,12 +1,11 @@
 """Held-out images and the conditions made from them, the same ones each time."""
 
-from functools import partial
-
 import jax
 import numpy as np
 
-from jit_jax.diffusion.conditions import choose, from_uint8
+from jit_jax.diffusion.conditions import choose
 from jit_jax.recipe import build
+from jit_jax.recipe.kinds import condition, each_row
 
 
 def examples(
@@ -25,8 +24,7 @@ def examples(
     index = range(start, start + count)
     rows = [source.intact_or_blank(i) for i in index]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    condition = build.condition(config)
-    conditioning = _condition_each(batch, jax.random.key(seed), np.asarray(index), condition)
+    conditioning = each_row(batch, jax.random.key(seed), np.asarray(index), condition(config))
     return jax.tree.map(np.asarray, conditioning), batch['image']
 
 
@@ -44,14 +42,3 @@ def kinds(config, count: int, seed: int, start: int = 0) -> list[str]:
 
     chosen = jax.vmap(one)(np.arange(start, start + count))
     return [options[i] for i in np.asarray(chosen)]
-
-
-@partial(jax.jit, static_argnums=3)
-def _condition_each(batch, key, index, condition):
-    """The condition of each row by a key of its own."""
-
-    def one(row, i):
-        row = jax.tree.map(lambda x: x[None], row)
-        return condition(from_uint8(row['image']), row, jax.random.fold_in(key, i))
-
-    return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(batch, index))

@@ -18,6 +18,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import forward_multiply_adds, size, slot_counts
 from jit_jax.recipe import auto
 from jit_jax.recipe.checks import check, condition_slots
+from jit_jax.recipe.kinds import condition
 from jit_jax.training import optimizer, state
 from jit_jax.training.ema import EMA
 from jit_jax.training.step import Recipe, train_step
@@ -175,12 +176,6 @@ def settings(config) -> Settings:
     """How a run's samples are drawn."""
     s = config['sample']
     return Settings(s['sampler'], s['steps'], s['guidance'], tuple(s['interval']))
-
-
-def condition(config) -> Callable:
-    """(x, batch, key) → what the model is conditioned on about x, as config.condition says."""
-    c = config['condition']
-    return conditions.make(c['kind'], factor=c['factor'], hole=tuple(c['hole']))
 
 
 def source(

@@ -17,6 +17,7 @@ from jit_jax.errors import UserError
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
+from jit_jax.recipe import kinds
 
 CHOICES = {  # one of these
     'model.tables': ('sincos', 'zero'),
@@ -27,6 +28,7 @@ CHOICES = {  # one of these
     'compute.remat': tuple(REMAT),
     'compute.dtype': ('auto', 'float32', 'bfloat16'),
     'compute.deterministic': (True, False),
+    'condition.degradations': (1, 2),
     'data.kind': data.KINDS,
     'data.holdout': data.HOLDOUTS,
     'data.palette': data.PALETTES,
@@ -93,6 +95,7 @@ TEXTS = (
     'data.train',
     'data.test',
     'condition.kind',
+    'condition.module',
     'evaluate.inception',
     'evaluate.reference',
     'wandb.project',
@@ -111,6 +114,7 @@ def check(config) -> None:
         value = lookup(config, key)
         if not isinstance(value, str):
             raise UserError(f'config.{key} must be text; got {value!r}.')
+    kinds.import_own(config)
     _check_tuples(config)
     _check_what_is_here(config)
     _check_condition(config)
@@ -128,19 +132,17 @@ def lookup(config, key: str) -> object:
 
 def condition_slots(config) -> tuple[int, bool]:
     """The condition patches of the programs of a config, and whether class tokens enter."""
-    options = conditions.parse(config['condition']['kind'])
-    patches = [_patches(option, config['condition']['factor']) for option in options]
-    return max(patches, default=0), any('class' in option for option in options)
+    options = kinds.options(config).values()
+    patches = [_patches(config, option) for option in options]
+    return max(patches, default=0), any('label' in option for option in options)
 
 
-def _patches(option: list[str], factor: int) -> int:
-    """Condition patches of conditions that are given together."""
-    images = set(option) - {'class'}
-    if not images:
+def _patches(config, option: dict) -> int:
+    """Condition patches of conditions that are given together, by the shapes that they make."""
+    if 'cond' not in option:
         return 0
-    if images == {'super_resolution'}:
-        return (sequence.GRID // factor) ** 2
-    return sequence.GRID**2
+    patch = sequence.patch_size(config['model']['image_size'])
+    return math.prod(sequence.condition_grid(option['cond'].shape, patch))
 
 
 def _check_choice(key: str, value, allowed: tuple):
@@ -172,6 +174,12 @@ def _check_tuples(config):
     if not low < high:
         raise UserError(
             f'config.sample.interval is (low, high) with low < high; got {(low, high)}.'
+        )
+    _check_rows(config, 'condition.strength', 2, _is_number, 'numbers')
+    low, high = config['condition']['strength']
+    if not 0 <= low <= high:
+        raise UserError(
+            f'config.condition.strength is (low, high) with 0 ≤ low ≤ high; got {(low, high)}.'
         )
     low, high = config['condition']['hole']
     if not 1 <= low <= high <= sequence.GRID:
@@ -212,31 +220,30 @@ def _check_condition(config):
     """What a condition needs of the model and of the data."""
     c, m = config['condition'], config['model']
     patch, tokens = sequence.patch_size(m['image_size']), size(m['variant'])['class_tokens']
-    options = conditions.parse(c['kind'])
-    kinds = {kind for option in options for kind in option}
-    if 'class' in kinds and not m['num_classes']:
+    named = conditions.kinds(c['kind'])
+    if 'class' in named and not m['num_classes']:
         raise UserError(
             'config.condition.kind with class needs classes; set config.model.num_classes.'
         )
-    if 'pairs' in kinds and config['data']['kind'] not in PAIRED:
+    if 'pairs' in named and config['data']['kind'] not in PAIRED:
         raise UserError(
             'config.condition.kind=pairs needs config.data.kind=pairs, '
             'a folder with target/ and cond/.'
         )
-    if config['data']['palette'] and 'pairs' not in kinds:
+    if config['data']['palette'] and 'pairs' not in named:
         raise UserError(
             'config.data.palette colours the condition images of pairs; leave it out, or set '
             'config.condition.kind=pairs.'
         )
-    if 'super_resolution' in kinds and m['image_size'] % (c['factor'] * patch):
+    if 'super_resolution' in named and m['image_size'] % (c['factor'] * patch):
         raise UserError(
             f'config.condition.factor must divide {sequence.GRID} patches; got {c["factor"]}.'
         )
-    for option in options:
-        patches = _patches(option, c['factor'])
-        if 'class' in option and patches + tokens > sequence.COND.stop:
+    for name, option in kinds.options(config).items():
+        patches = _patches(config, option)
+        if 'label' in option and patches + tokens > sequence.COND.stop:
             raise UserError(
-                f'config.condition.kind: {"+".join(option)} is {patches} patches and {tokens} '
+                f'config.condition.kind: {name} is {patches} patches and {tokens} '
                 f'class tokens, which do not fit in {sequence.COND.stop} slots; join them by | '
                 '(either) or make the condition smaller.'
             )

@@ -8,15 +8,14 @@ of arguments.
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jit_jax.diffusion import conditions
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import COND, GRID, condition_grid
+from jit_jax.recipe import kinds
 
 NEEDS = {'cond_valid': 'cond', 'cond_grid': 'cond', 'label_valid': 'label'}
 
@@ -62,7 +61,7 @@ def check_conditioning(
             raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
         if name in NEEDS and NEEDS[name] not in given:
             raise UserError(f'{prefix}{name} says what of {NEEDS[name]} counts; give that as well.')
-    learned = learned_options(config, net)
+    learned = list(kinds.options(config).values())
     if 'cond' in given:
         _check_image(given, net, learned, config, prefix)
     if 'label' in given:
@@ -90,28 +89,6 @@ def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix:
         )
     if not given:
         raise UserError(f'{prefix}guidance needs a condition; give {prefix}cond or {prefix}label.')
-
-
-def learned_options(config: dict, net: JiT) -> list[dict]:
-    """What each option of a run's condition makes for one image: shapes by keyword of
-    `JiT.__call__`.
-    """
-    side, channels = net.image_size, net.channels
-    condition = config['condition']
-    settings = {name: condition[name] for name in ('factor', 'hole') if name in condition}
-    if 'hole' in settings:
-        settings['hole'] = tuple(settings['hole'])  # JSON has lists
-    x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-    batch = {
-        'label': jax.ShapeDtypeStruct((1,), jnp.int32),
-        'cond': jax.ShapeDtypeStruct(x.shape, jnp.uint8),
-    }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    options = []
-    for names in conditions.parse(condition['kind']):
-        make = conditions.make('+'.join(names), **settings)
-        options.append(jax.eval_shape(make, x, batch, key))
-    return options
 
 
 def _check_image(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
