@@ -14,11 +14,12 @@ if TYPE_CHECKING:  # `import jit_jax` is quick, and starts nothing
     import jax
     import numpy as np
     from ml_collections import ConfigDict
+    from PIL import Image
 
-    from jit_jax.trained import Model
+    from jit_jax.trained import Model, Pictures
 
 __version__ = '0.1.0'
-__all__ = ['load', 'sample', 'train']
+__all__ = ['load', 'sample', 'to_pil', 'train']
 
 
 def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
@@ -47,11 +48,15 @@ def sample(
     key: jax.Array,
     num: int = 16,
     *,
-    cond: np.ndarray | None = None,
+    cond: np.ndarray | Pictures | None = None,
     cond_valid: np.ndarray | None = None,
     cond_grid: np.ndarray | None = None,
     label: np.ndarray | None = None,
     label_valid: np.ndarray | None = None,
+    from_image: Pictures | None = None,
+    from_t: float | None = None,
+    kind: str = '',
+    fit: str = 'crop',
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -66,18 +71,26 @@ def sample(
     Args:
       model, params: as `load` returns them.
       key: a random key, jax.random.key(0).
-      cond: float32 [num, Hc, Wc, C] in [−1, 1], condition images of a size that the run learned.
+      cond: float32 [num, Hc, Wc, C] in [−1, 1], condition images of a size that the run learned; or
+        pictures of any size, one for all images or one for each: PIL images, paths, arrays uint8
+        [H, W, C]. Where the run cuts holes, patches with transparent pixels are missing.
       cond_valid: bool [num, n], which of their patches count, rows first; all by default.
       cond_grid: int [num, 2], each row's own grid of patches, where a run mixes sizes.
       label: int [num], classes from 0; num_classes is the null class.
       label_valid: bool [num], which images have a label, in a run that mixes conditions.
+      from_image: pictures, as for cond, from which the condition is made as training makes it.
+      from_t: begins from `from_image` under noise at this time, z_t = t·x + (1 − t)·noise, instead
+        of from noise at 0; near 1 little of the picture changes. All steps are taken after it.
+      kind: which of the run's kinds of condition to make, or which `cond` is, where it has several.
+      fit: what becomes of pictures of another size: 'crop' (the centre, as in training), 'resize'
+        (squeezed), or 'error'.
       steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
       batch_size: how many images at a time, over all devices.
 
     Returns:
-      uint8 [num, H, W, C].
+      uint8 [num, H, W, C]; `to_pil` makes PIL images of them.
 
     Raises:
       jit_jax.errors.UserError: one sentence, for what the run has not learned or cannot do, before
@@ -87,9 +100,17 @@ def sample(
 
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     classes = {'label': label, 'label_valid': label_valid}
+    pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}
     how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    batches = {'start': start, 'batch_size': batch_size}
-    return trained.sample(model, params, key, num, **condition, **classes, **how, **batches)
+    how |= {'start': start, 'batch_size': batch_size}
+    return trained.sample(model, params, key, num, **condition, **classes, **pictures, **how)
+
+
+def to_pil(images: np.ndarray) -> list[Image.Image]:
+    """uint8 [N, H, W, C], as `sample` returns them, as N PIL images, RGB or grey."""
+    from PIL import Image
+
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images]
 
 
 def train(

@@ -10,20 +10,26 @@ import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
+from jit_jax.diffusion.conditions import from_uint8
 from jit_jax.diffusion.generate import (
     Settings,
+    begin_arguments,
     compiled_sampler,
     generate,
     guidance_arguments,
     noise,
 )
 from jit_jax.diffusion.objective import Diffusion, clean_image
+from jit_jax.errors import UserError
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
-from jit_jax.recipe import build, inputs
+from jit_jax.recipe import build, inputs, photographs
 from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
+
+Pictures = object  # a picture or several, as `jit_jax.recipe.photographs` says
+Begin = tuple[float, np.ndarray]  # a time, and images to begin from under noise at that time
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,15 @@ def sample(
     key: jax.Array,
     num: int = 16,
     *,
-    cond: np.ndarray | None = None,
+    cond: np.ndarray | Pictures | None = None,
     cond_valid: np.ndarray | None = None,
     cond_grid: np.ndarray | None = None,
     label: np.ndarray | None = None,
     label_valid: np.ndarray | None = None,
+    from_image: Pictures | None = None,
+    from_t: float | None = None,
+    kind: str = '',
+    fit: str = 'crop',
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -80,9 +90,54 @@ def sample(
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     classes = {'label': label, 'label_valid': label_valid}
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    given, settings = checked(model, num, condition | classes, changes)
-    batches = draw(model, params, key, num, given, settings, start=start, batch_size=batch_size)
+    how = {'kind': kind, 'fit': fit}
+    rows = range(start, start + num)
+    given, begin = with_pictures(model, key, rows, condition | classes, from_image, from_t, how)
+    given, settings = checked(model, num, given, changes)
+    batches = draw(
+        model, params, key, num, given, settings, start=start, batch_size=batch_size, begin=begin
+    )
     return np.concatenate(list(batches))
+
+
+def with_pictures(
+    model: Model,
+    key: jax.Array,
+    rows: range,
+    given: dict,
+    from_image: Pictures | None,
+    from_t: float | None,
+    how: dict[str, str],
+) -> tuple[dict, Begin | None]:
+    """What is given, with pictures as arrays, and where to begin from: None for noise.
+
+    how: kind and fit, as `jit_jax.sample` takes them. Raises UserError for what does not fit the
+    run or each other.
+    """
+    photographs.check_from(from_image, from_t, how['kind'], given['cond'])
+    found = dict(given)
+    if given['cond'] is not None:
+        pictures = photographs.one_or_each('cond', given['cond'], len(rows))
+        if pictures is not None:
+            made, _ = photographs.condition_rows(model.config, pictures, len(rows), **how)
+            found |= made if given['cond_valid'] is None else {'cond': made['cond']}
+    if from_image is None:
+        return found, None
+    pictures = photographs.one_or_each('from_image', from_image, len(rows))
+    if pictures is None:
+        raise UserError('from_image is a picture or several: PIL images, paths or uint8 arrays.')
+    made = photographs.made_from(
+        model.config,
+        pictures,
+        rows,
+        key,
+        label=given['label'],
+        has_condition=given['cond'] is not None,
+        begins=from_t is not None,
+        **how,
+    )
+    begin = None if from_t is None else (from_t, from_uint8(made.images))
+    return found | made.conditioning, begin
 
 
 def checked(
@@ -114,10 +169,12 @@ def draw(
     *,
     start: int = 0,
     batch_size: int = 64,
+    begin: Begin | None = None,
 ) -> Iterator[np.ndarray]:
     """Images number start … start + num − 1 of a key, batch by batch: uint8 [at most batch_size, H,
     W, C].
 
+    begin: (t, float32 [num, H, W, C]) to begin from images under noise at time t; None: from noise.
     Everything has been checked. All devices of all processes draw, and every process gets every
     image.
     """
@@ -130,7 +187,8 @@ def draw(
         rows = np.arange(first, first + size) % num
         batch = {name: values[rows] for name, values in conditioning.items()}
         z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
-        images = run(params, z, batch, settings.guidance, settings.interval)
+        images = begin and (begin[0], spread(begin[1][rows], mesh))
+        images = run(params, z, batch, settings.guidance, settings.interval, images)
         yield to_uint8(process_allgather(images, tiled=True))[: num - first]
 
 
@@ -148,10 +206,12 @@ def trajectory(
     sampler: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    begin: Begin | None = None,
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler.
 
-    Arguments and errors as in `jit_jax.sample`, with one row each. z_t and x̂ are float32 [H, W, C]
+    Arguments and errors as in `jit_jax.sample`, with one row each, numbers alone; begin as in
+    `draw`. z_t and x̂ are float32 [H, W, C]
     in about [−1, 1].
     """
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
@@ -173,7 +233,7 @@ def trajectory(
     )
     scale_and_interval = guidance_arguments(settings.guidance, settings.interval)
     z = noise(key, 0, 1, model.net)
-    z = jax.jit(run)(params, z, given, *scale_and_interval)
+    z = jax.jit(run)(params, z, given, *scale_and_interval, **begin_arguments(begin))
     jax.effects_barrier()
     passes[1.0] = (np.asarray(z[0]), np.asarray(z[0]))
     return [(t, *passes[t]) for t in sorted(passes)]

@@ -12,11 +12,13 @@ from PIL import Image
 import jit_jax
 from configs import uncond
 from jit_jax import trained
+from jit_jax.data import center_crop
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
 from jit_jax.evaluation import held_out
 from jit_jax.output.images import to_uint8
+from jit_jax.recipe import photographs
 
 KEY = jax.random.key(0)
 
@@ -38,6 +40,9 @@ def model(tiny):
 
 def images(num: int, side: int = 32, dtype=np.float32) -> np.ndarray:
     return np.zeros((num, side, side, 3), dtype)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 
 
 def test_both_places_of_a_verb_have_one_signature():
@@ -97,7 +102,20 @@ REFUSED = [
     ('class', {'label_valid': [True, True]}, 'label_valid says what of label counts'),
     ('inpaint', {'cond_valid': np.ones((2, 256), bool)}, 'cond_valid says what of cond counts'),
     ('inpaint', {'cond': images(3)}, 'cond has 3 rows for 2 images'),
-    ('inpaint', {'cond': images(2, dtype=np.uint8)}, 'cond is float32 in [-1, 1]; got uint8'),
+    ('inpaint', {'cond': images(2, dtype=np.int32)}, 'cond is float32 in [-1, 1]; got int32'),
+    ('inpaint', {'cond': images(3, dtype=np.uint8)}, 'cond has 3 rows for 2 images'),
+    ('inpaint', {'cond': 'nowhere.png'}, 'cond: There is no file nowhere.png'),
+    ('inpaint', {'cond': PHOTO, 'fit': 'error'}, 'cond is 60×40 pixels, and this run learned 32'),
+    ('inpaint', {'cond': PHOTO, 'fit': 'squash'}, 'fit is one of crop, resize, error; got'),
+    ('none', {'cond': PHOTO}, 'this run learned no condition images'),
+    ('none', {'from_image': PHOTO}, 'to begin from the picture instead of noise, add from_t=0.4'),
+    ('none', {'from_t': 0.4}, 'from_t needs a picture to begin from; give from_image'),
+    ('none', {'from_image': PHOTO, 'from_t': 1.0}, 'from_t is a time from 0 (noise) to below 1'),
+    ('none', {'from_image': PHOTO, 'from_t': 'late'}, 'from_t is a time from 0 (noise) to below'),
+    ('none', {'from_image': images(2), 'from_t': 0.4}, 'from_image is a picture or several'),
+    ('inpaint', {'from_image': [PHOTO] * 3}, 'from_image has 3 rows for 2 images'),
+    ('inpaint', {'from_image': PHOTO, 'kind': 'edges'}, 'kind=edges: this run learned inpaint'),
+    ('inpaint', {'kind': 'inpaint'}, 'kind says what from_image or cond is for'),
     ('inpaint', {'cond': images(2)[..., :1]}, 'cond is [2, Hc, Wc, 3]; got [2, 32, 32, 1]'),
     ('inpaint', {'cond': images(2, 16)}, 'cond is 16×16 pixels, and this run learned 32×32'),
     ('inpaint', {'cond': images(2, 31)}, 'cond is 31×31 pixels, and this run learned 32×32'),
@@ -150,6 +168,47 @@ def test_what_the_run_learned_is_accepted(model, params):
         ('super_resolution|class', both | {'label_valid': [True, False]}),
     ):
         assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2
+
+
+def test_pictures_in_and_out(model, params):
+    """A PIL image, the same as uint8 and as float32 condition alike; images come out as PIL's."""
+    small = np.asarray(center_crop(PHOTO, 32))
+    numbers = np.stack([small] * 2) / np.float32(127.5) - 1
+    drawn = [
+        jit_jax.sample(model('edges'), params, KEY, 2, cond=cond)
+        for cond in (numbers, PHOTO, np.asarray(PHOTO), [PHOTO, PHOTO], np.stack([small] * 2))
+    ]
+    for images in drawn[1:]:
+        np.testing.assert_array_equal(images, drawn[0])
+    pictures = jit_jax.to_pil(drawn[0])
+    assert [one.size for one in pictures] == [(32, 32)] * 2 and pictures[0].mode == 'RGB'
+    np.testing.assert_array_equal(pictures[1], drawn[0][1])
+    assert jit_jax.to_pil(drawn[0][..., :1])[0].mode == 'L'
+
+
+def test_a_condition_made_from_a_picture(model, params):
+    made = photographs.made_from(config_of('inpaint'), [PHOTO], range(4, 6), KEY)
+    expected = jit_jax.sample(model('inpaint'), params, KEY, 2, start=4, **made.conditioning)
+    found = jit_jax.sample(model('inpaint'), params, KEY, 2, start=4, from_image=PHOTO)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_beginning_from_a_picture(model, params):
+    """At 0 from noise, bit for bit; late, the picture all but comes back; with a condition too."""
+    small = np.asarray(center_crop(PHOTO, 32)).astype(int)
+    plain = jit_jax.sample(model('none'), params, KEY, 2)
+    begun = jit_jax.sample(model('none'), params, KEY, 2, from_image=PHOTO, from_t=0.0)
+    np.testing.assert_array_equal(begun, plain)
+    begun = jit_jax.sample(model('none'), params, KEY, 2, from_image=PHOTO, from_t=0.999)
+    assert np.abs(begun - small).max() <= 8 and np.abs(plain - small).max() > 50
+    for kind in ('edges', 'class'):
+        late = {'from_image': PHOTO, 'from_t': 0.999}
+        begun = jit_jax.sample(model(kind), params, KEY, 2, **late)
+        assert np.abs(begun - small).max() <= 8
+    path = trained.trajectory(
+        model('none'), params, KEY, steps=3, begin=(0.4, small[None] / np.float32(127.5) - 1)
+    )
+    assert [t for t, _, _ in path] == pytest.approx([0.4, 0.6, 0.8, 1])
 
 
 def test_guidance_is_off_outside_the_interval_that_was_asked_for(model, params):

@@ -3,7 +3,9 @@
 examples:
   jit-jax sample --workdir=runs/uncond --num=64 --out=samples.png
   jit-jax sample --workdir=runs/cond --num=16 --out=cond.png         # condition | result | truth
-  jit-jax sample --workdir=runs/cond --cond=photo.png --out=out.png  # fills in transparent patches
+  jit-jax sample --workdir=runs/cond --cond=holed.png --out=out.png  # fills in what is transparent
+  jit-jax sample --workdir=runs/cond --from=photo.jpg --out=out.png  # cuts the hole, then fills it
+  jit-jax sample --workdir=runs/uncond --from=photo.jpg --start=0.4  # begins from a noised photo
   jit-jax sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
   jit-jax sample --workdir=runs/uncond --trajectory=10 --out=path.png   # one image, from noise
 
@@ -15,19 +17,16 @@ import argparse
 from functools import partial
 
 import jax
-import numpy as np
 
-from jit_jax import data, trained
-from jit_jax.commands import command_line, environment
+from jit_jax import trained
+from jit_jax.commands import command_line, environment, origins
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
-from jit_jax.evaluation import held_out, preview
+from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
-from jit_jax.model.jit import JiT
-from jit_jax.model.sequence import condition_grid, patchify
 from jit_jax.output import destination
-from jit_jax.output.images import save_png
-from jit_jax.recipe import build, inputs
+from jit_jax.output.images import save_png, to_uint8
+from jit_jax.recipe import inputs
 from jit_jax.training.processes import first_process
 
 
@@ -44,6 +43,17 @@ def define_flags(parser: command_line.Parser) -> None:
         default=0,
         help='image i depends on the seed and on i alone',
     )
+    origins.define_flags(parser)
+    define_sampler(parser)
+    parser.define_import()
+    environment.define_flags(parser)
+
+
+def define_sampler(parser: command_line.Parser) -> None:
+    """The flags that say how images are drawn."""
+    add = parser.add_argument_group('how they are drawn').add_argument
+    count = command_line.whole_number(1)
+    add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
     add('--steps', type=count, help="sampler steps; the run's own by default")
     add('--sampler', choices=sorted(SAMPLERS), help="the run's own by default")
     add(
@@ -51,108 +61,36 @@ def define_flags(parser: command_line.Parser) -> None:
         type=command_line.finite_number,
         help="classifier-free guidance, 1 is none; the run's own by default",
     )
-    add('--label', type=command_line.words, help='classes by number or name, taken in turn')
-    add(
-        '--cond',
-        type=command_line.words,
-        help='condition images, taken in turn; transparent patches count as missing',
-    )
-    add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
     add(
         '--trajectory',
         type=command_line.whole_number(2),
         metavar='TIMES',
         help='draw one image at so many times on its way: z_t above, x̂ below',
     )
-    environment.define_flags(parser)
-
-
-def load_condition(
-    paths: list[str], num: int, net: JiT, palette: str = ''
-) -> dict[str, np.ndarray]:
-    """Image files, taken in turn, as a condition. palette: config.data.palette of the run.
-
-    Returns `cond` float32 [num, Hc, Wc, C] in [−1, 1] and, where patches are transparent,
-    `cond_valid` bool [num, n]. Raises UserError for what is no image and for sizes that differ.
-    """
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(data.condition_image(path, net.channels, palette))
-        except UserError as problem:
-            raise UserError(f'--cond: {problem}') from problem
-    if len({image.shape for image, _ in pictures}) > 1:
-        raise UserError('--cond: all condition images must have one size.')
-    turns = [pictures[i % len(pictures)] for i in range(num)]
-    cond = np.stack([image for image, _ in turns]).astype(np.float32) / 127.5 - 1
-    opaque = np.stack([opaque for _, opaque in turns])[..., None]
-    if opaque.all():
-        return {'cond': cond}
-    try:
-        condition_grid(cond.shape, net.patch)
-    except ValueError as problem:
-        raise UserError(f'--cond: {problem}') from problem
-    valid = np.asarray(patchify(opaque, net.patch)).all(-1)
-    return {'cond': cond, 'cond_valid': valid}
-
-
-def load_labels(names: list[str], num: int, model: trained.Model) -> np.ndarray:
-    """Class numbers or names, taken in turn → int32 [num]. Raises UserError for what is none."""
-    classes = list(model.config['classes']) if 'classes' in model.config else []
-    count = model.net.num_classes
-    numbers = []
-    for name in names:
-        if name in classes:
-            numbers.append(classes.index(name))
-        elif name.isdecimal() and int(name) <= count:
-            numbers.append(int(name))
-        else:
-            raise UserError(
-                f'--label: {name!r} is not a class of this run; it has {count}, numbered from 0.'
-            )
-    return np.resize(np.asarray(numbers, np.int32), num)
-
-
-def conditioning_of(
-    args: argparse.Namespace, model: trained.Model
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """What the images are conditioned on, and the truth, uint8, where held-out images are used.
-
-    The flags decide; without them, every class in turn, or what the held-out images give.
-    """
-    given = {}
-    if args.cond:
-        palette = build.palette(model.config)
-        given |= load_condition(args.cond, args.num, model.net, palette)
-    if args.label:
-        given['label'] = load_labels(args.label, args.num, model)
-    if given:
-        inputs.check_conditioning(model.config, model.net, args.num, given, prefix='--')
-        return given, None
-    if model.config['condition']['kind'] == 'class':
-        return {'label': np.arange(args.num, dtype=np.int32) % model.net.num_classes}, None
-    return held_out.examples(model.config, args.num, args.seed)
 
 
 def main(args: argparse.Namespace) -> None:
     command_line.required(
         args, 'workdir', 'says which run to sample from, for example --workdir=runs/uncond.'
     )
-    check_kind(args)
+    check_out(args)
+    origins.check_start(args)
     environment.use_cpu_cores(args.batch)
     compiler.configure()
     environment.join_processes(args)
     model, params = trained.load(args.workdir, args.ema)
-    conditioning, truth = conditioning_of(args, model)
-    inputs.check_guidance(model.config, args.guidance, conditioning, prefix='--')
+    asked = origins.asked_for(args, model)
+    inputs.check_guidance(model.config, args.guidance, asked.conditioning, prefix='--')
     first_process(partial(destination.check_writable, args.out, '--out'))
+    if asked.said and jax.process_index() == 0:
+        print(asked.said)
     if args.trajectory:
-        draw_trajectory(args, model, params, conditioning)
+        draw_trajectory(args, model, params, asked)
     else:
-        draw_images(args, model, params, conditioning, truth)
+        draw_images(args, model, params, asked)
 
 
-def check_kind(args: argparse.Namespace) -> None:
+def check_out(args: argparse.Namespace) -> None:
     """Raises UserError unless --out ends in what can be written."""
     kind = destination.kind(args.out)
     if args.trajectory and kind != destination.GRID:
@@ -162,37 +100,39 @@ def check_kind(args: argparse.Namespace) -> None:
 
 
 def draw_trajectory(
-    args: argparse.Namespace, model: trained.Model, params: dict, conditioning: dict
+    args: argparse.Namespace, model: trained.Model, params: dict, asked: origins.Asked
 ) -> None:
     """One image on its way from noise, as one picture."""
+    begin = None
+    if asked.begin:
+        t, images = asked.begin
+        begin = (t, images[:1])
     path = trained.trajectory(
         model,
         params,
         jax.random.key(args.seed),
-        **{name: rows[:1] for name, rows in conditioning.items()},
+        **{name: rows[:1] for name, rows in asked.conditioning.items()},
         steps=args.steps,
         sampler=args.sampler,
         guidance=args.guidance,
+        begin=begin,
     )
     if jax.process_index() == 0:
         with destination.writing(args.out, '--out'):
             save_png(args.out, preview.strip(path, args.trajectory))
-        print(f'Image 0 of step {model.step}, from t=0 to t=1, in {args.out}')
+        print(f'Image 0 of step {model.step}, from t={args.start or 0:g} to t=1, in {args.out}')
 
 
 def draw_images(
-    args: argparse.Namespace,
-    model: trained.Model,
-    params: dict,
-    conditioning: dict,
-    truth: np.ndarray | None,
+    args: argparse.Namespace, model: trained.Model, params: dict, asked: origins.Asked
 ) -> None:
     """All images, written as they come where that can be. All processes draw, the first writes."""
 
     def picture(images):
         classes = model.config['classes'] if 'classes' in model.config else []
-        kinds = held_out.kinds(model.config, args.num, args.seed) if truth is not None else []
-        return preview.sheet(images, conditioning, truth, model.net, classes, kinds)
+        begun_from = to_uint8(asked.begin[1]) if asked.begin else None
+        rest = {'classes': classes, 'kinds': asked.kinds, 'begun_from': begun_from}
+        return preview.sheet(images, asked.conditioning, asked.truth, model.net, **rest)
 
     kind = destination.kind(args.out)
     if kind == destination.GRID:
@@ -204,7 +144,14 @@ def draw_images(
     settings = model.sampling(steps=args.steps, sampler=args.sampler, guidance=args.guidance)
     key, writes = jax.random.key(args.seed), jax.process_index() == 0
     batches = trained.draw(
-        model, params, key, args.num, conditioning, settings, batch_size=args.batch
+        model,
+        params,
+        key,
+        args.num,
+        asked.conditioning,
+        settings,
+        batch_size=args.batch,
+        begin=asked.begin,
     )
     for batch in batches:
         if writes:

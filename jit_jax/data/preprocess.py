@@ -93,7 +93,7 @@ def to_array(encoded, size: int, channels: int, palette: str = '') -> np.ndarray
       As `decode`, and ValueError for a picture of which a square of that size shows nothing.
     """
     image = _painted(encoded) if palette else decode(encoded)
-    _check_shape(image, size)
+    check_shape(image, size)
     image = center_crop(_in_channels(image, channels), size, nearest=bool(palette))
     return np.asarray(image).reshape(size, size, channels)
 
@@ -134,7 +134,7 @@ def _open(encoded) -> Image.Image:
         raise ValueError(f'it has more than {_MOST_PIXELS:,} pixels; scale it down') from error
 
 
-def _check_shape(image: Image.Image, size: int) -> None:
+def check_shape(image: Image.Image, size: int) -> None:
     """Refuses what only fills a square by blowing it up: placeholders, and lines of pixels."""
     short, long = sorted(image.size)
     if short == 1:

@@ -63,20 +63,24 @@ def sheet(
     model,
     classes=(),
     kinds=(),
+    begun_from: np.ndarray | None = None,
 ) -> np.ndarray:
     """A grid of samples: uint8 [N, S, S, C] → uint8 [·, ·, 3].
 
-    With a condition image each is condition · result · truth, or without the truth where that is
-    None. Below a sample stand its kind of condition, where `kinds` names one for each, and its
-    class.
+    With a condition image each is condition · result · truth. The truth is left out where that is
+    None, and what sampling began from, uint8 as `images`, stands in its place if it is given.
+    Below a sample stand its kind of condition, where `kinds` names one for each, and its class.
     """
     columns = max(1, round(len(images) ** 0.5))
-    heads = ()
+    heads, parts = (), {'result': images}
     shown = conditions.picture(conditioning, model.image_size)
     if shown is not None:
-        parts = {'condition': to_uint8(shown), 'result': images}
-        if truth is not None:
-            parts['truth'] = truth
+        parts = {'condition': to_uint8(shown)} | parts
+    if shown is not None and truth is not None:
+        parts['truth'] = truth
+    elif begun_from is not None:
+        parts = {'picture': begun_from} | parts
+    if len(parts) > 1:
         heads, images = tuple(parts), np.stack(list(parts.values()), 1)
         columns = max(1, columns // 2)
     lines = captions(len(images), conditioning, classes, kinds)

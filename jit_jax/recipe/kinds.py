@@ -32,7 +32,8 @@ def import_module(name: str, flag: str) -> None:
 
     Raises UserError, which begins with `flag`, where there is no such module or it is no Python.
     """
-    if not all(part.isidentifier() for part in name.split('.')):
+    parts = name.split('.')
+    if parts[-1] == 'py' or not all(part.isidentifier() for part in parts):
         raise UserError(
             f'{flag} names a module, such as mycond for the file mycond.py; got {name!r}.'
         )

@@ -26,6 +26,8 @@ RUNS = {
     'always': {'condition.kind': 'class', 'condition.drop': 0.0},
     'either': {'condition.kind': 'super_resolution|class'},
     'both': {'condition.kind': 'inpaint+class'},
+    'sizes': {'condition.kind': 'inpaint|super_resolution'},
+    'own': {'condition.kind': 'mine', 'condition.module': 'nothere'},
 }
 
 SAMPLE = [
@@ -59,16 +61,26 @@ SAMPLE = [
     ('sample --workdir={labels} --label=rose', "--label: 'rose' is not a class of this run"),
     ('sample --workdir={none} --cond={px32}', '--cond: this run learned no condition images'),
     ('sample --workdir={labels} --cond={px32}', '--cond: this run learned no condition images'),
-    ('sample --workdir={hole} --cond={px16}', '--cond is 16×16 pixels, and this run learned 32×32'),
-    ('sample --workdir={hole} --cond={px31}', '--cond is 31×31 pixels, and this run learned 32×32'),
     (
-        'sample --workdir={small} --cond={px32}',
+        'sample --workdir={hole} --cond={px16} --fit=error',
+        '--cond is 16×16 pixels, and this run learned 32×32',
+    ),
+    (
+        'sample --workdir={hole} --cond={px31} --fit=error',
+        '--cond is 31×31 pixels, and this run learned 32×32',
+    ),
+    (
+        'sample --workdir={small} --cond={px32} --fit=error',
         '--cond is 32×32 pixels, and this run learned 16×16',
     ),
     (
-        'sample --workdir={hole} --cond={px32},{px16}',
+        'sample --workdir={hole} --cond={px32},{px16} --fit=error',
         '--cond: all condition images must have one size',
     ),
+    ('sample --workdir={hole} --cond={px16} --fit=squash', "--fit: invalid choice: 'squash'"),
+    ('sample --workdir={sizes} --cond={px31}', 'learned 16×16 or 32×32; say which it is with'),
+    ('sample --workdir={sizes} --cond={px31} --kind=edges', '--kind=edges: this run learned'),
+    ('sample --workdir={hole} --cond={here}/bare', '--cond: there is no picture in the folder'),
     ('sample --workdir={hole} --cond={here}/no.png', '--cond: There is no file'),
     ('sample --workdir={hole} --cond={file}', '--cond: {file} cannot be read as an image'),
     ('sample --workdir={hole} --cond=', '--cond: must be values with commas between'),
@@ -77,6 +89,34 @@ SAMPLE = [
         'sample --workdir={both} --cond={px32} --label=1',
         '256 patches and 4 class tokens do not fit',
     ),
+]
+FROM = [
+    ('sample --workdir={none} --from={px31}', '--from: this run learned no condition images'),
+    ('sample --workdir={labels} --from={px31}', '--from: this run learned no condition images'),
+    (
+        'sample --workdir={hole} --from={px31} --kind=edges',
+        '--kind=edges: this run learned inpaint',
+    ),
+    ('sample --workdir={hole} --kind=edges', '--kind=edges: this run learned inpaint; name one'),
+    ('sample --workdir={none} --kind=edges', '--kind=edges: this run learned no condition'),
+    ('sample --workdir={sizes} --from={px31}', 'learned inpaint and super_resolution; say which'),
+    ('sample --workdir={both} --from={px31}', '--from: inpaint+class needs a class too'),
+    ('sample --workdir={hole} --from={px31} --fit=error', '--from: {px31} is 31×31 pixels'),
+    ('sample --workdir={hole} --from={here}/no.png', '--from: There is no file'),
+    ('sample --workdir={hole} --from={file}', '--from: {file} cannot be read as an image'),
+    ('sample --workdir={hole} --from={here}/bare', '--from: there is no picture in the folder'),
+    ('sample --workdir={none} --start=0.4', '--start needs a picture to begin from; give --from'),
+    (
+        'sample --workdir={none} --from={px31} --start=1',
+        '--start is a time from 0 (noise) to below',
+    ),
+    ('sample --workdir={none} --from={px31} --start=-0.1', '--start is a time from 0 (noise) to'),
+    ('sample --workdir={none} --from={px31} --start=much', "--start: must be a number; got 'much'"),
+    ('sample --workdir={none} --import=nothere', '--import: nothere cannot be imported (No module'),
+    ('sample --workdir={own}', 'config.condition.module: nothere cannot be imported (No module'),
+    ('report --workdir={own}', 'config.condition.module: nothere cannot be imported (No module'),
+    ('evaluate --workdir={own}', 'config.condition.module: nothere cannot be imported (No module'),
+    ('train --config=uncond --import=nothere', '--import: nothere cannot be imported (No module'),
 ]
 EXPORT = [
     ('export', '--workdir says which run to export'),
@@ -157,6 +197,7 @@ def places(tmp_path_factory, params):
     for side in (16, 31, 32):
         found[f'px{side}'] = here / f'{side}.png'
         Image.new('RGB', (side, side)).save(found[f'px{side}'])
+    (here / 'bare').mkdir()
     found['file'] = here / 'file'
     found['file'].write_text('This is no picture, no config and no weights.')
     bundle = {'step': 2, 'seed': 0, 'checkpoint': 0, 'batch/image': np.zeros((1, 2, 2, 3), 'u1')}
@@ -175,7 +216,7 @@ def places(tmp_path_factory, params):
     return found
 
 
-ROWS = [*SAMPLE, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
+ROWS = [*SAMPLE, *FROM, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
 
 
 @pytest.mark.parametrize('line, sentence', ROWS, ids=[line for line, _ in ROWS])

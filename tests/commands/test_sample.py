@@ -1,78 +1,18 @@
-"""The sample command: condition images from files."""
-
-from types import SimpleNamespace
+"""The sample command: what its flags ask for."""
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import cond
-from jit_jax import trained
-from jit_jax.commands.sample import load_condition
-from jit_jax.data.palette import voc_colors
+from configs import cond, uncond
+from jit_jax import data, trained
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
-from jit_jax.errors import UserError
+from jit_jax.output import images
+from jit_jax.recipe import photographs
 
-NET = SimpleNamespace(patch=2, channels=3)
-GRAY = SimpleNamespace(patch=2, channels=1)
-
-
-def save(path, pixels, **options):
-    Image.fromarray(pixels).save(path, **options)
-    return str(path)
-
-
-def test_a_condition_is_read_as_training_reads_it(tmp_path):
-    """Sixteen bits are scaled, one channel is luma, and EXIF turns the picture."""
-    sixteen = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369
-    cond = load_condition([save(tmp_path / '16.png', sixteen)], 2, GRAY)
-    assert cond.keys() == {'cond'} and cond['cond'].dtype == np.float32
-    expected = np.arange(16).reshape(4, 4, 1) * 17 / 127.5 - 1
-    np.testing.assert_allclose(cond['cond'], [expected] * 2, atol=1e-6)
-
-    green = np.zeros((4, 2, 3), np.uint8)
-    green[:2, :, 1] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    cond = load_condition([save(tmp_path / 'green.png', green, exif=exif)], 1, GRAY)
-    luma = np.repeat([0, 0, 150, 150], 2).reshape(1, 4, 2, 1)
-    np.testing.assert_allclose(cond['cond'], luma / 127.5 - 1, atol=1e-6)
-
-
-def test_transparent_patches_are_missing(tmp_path):
-    rgba = np.full((4, 6, 4), 255, np.uint8)
-    rgba[..., :3] = 40
-    rgba[3, 0, 3] = 254  # the first patch of the second row
-    clear, whole = save(tmp_path / 'a.png', rgba), save(tmp_path / 'b.png', rgba[..., :3])
-    cond = load_condition([clear, whole], 3, NET)
-    live = [True, True, True, False, True, True]
-    assert cond['cond_valid'].tolist() == [live, [True] * 6, live]
-    np.testing.assert_allclose(cond['cond'][:, :2], 40 / 127.5 - 1, atol=1e-6)
-    assert load_condition([whole], 1, NET).keys() == {'cond'}
-
-
-def test_refused_conditions(tmp_path):
-    gray = np.zeros((4, 4), np.uint8)
-    small, large = save(tmp_path / 's.png', gray), save(tmp_path / 'l.png', gray.repeat(2, 0))
-    with pytest.raises(UserError, match='--cond: all condition images must have one size'):
-        load_condition([small, large], 2, NET)
-    with pytest.raises(UserError, match='--cond: There is no file .*x.png'):
-        load_condition([str(tmp_path / 'x.png')], 1, NET)
-    (tmp_path / 'text.png').write_text('<html>')
-    with pytest.raises(UserError, match='--cond: .*text.png cannot be read as an image'):
-        load_condition([str(tmp_path / 'text.png')], 1, NET)
-    clear = np.zeros((1, 1, 4), np.uint8)  # whole pictures are held against what the run learned
-    with pytest.raises(UserError, match='--cond: .*2 to 32 pixels in steps of 2.; got 1×1'):
-        load_condition([save(tmp_path / 'dot.png', clear)], 1, NET)
-
-
-def test_numbers_of_classes_get_the_colours_of_training(tmp_path):
-    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16) % 12
-    cond = load_condition([save(tmp_path / 'map.png', numbers)], 1, NET, 'voc')['cond']
-    expected = voc_colors()[numbers].astype(np.float32) / 127.5 - 1
-    np.testing.assert_array_equal(cond[0], expected)
+CONFIG = uncond.get_config().to_dict() | {'condition': {'kind': 'edges'}}
 
 
 def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
@@ -85,7 +25,8 @@ def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
         loaded.append(arguments)
         return model, 'weights'
 
-    def draw(model, params, key, num, conditioning, settings, *, batch_size):
+    def draw(model, params, key, num, conditioning, settings, *, batch_size, begin):
+        assert begin is None
         asked.append((params, num, conditioning['label'].tolist(), settings, batch_size, key))
         yield np.zeros((num, 32, 32, 3), np.uint8)
 
@@ -101,3 +42,98 @@ def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
     for (*found, key), settings in zip(asked, (own, changed), strict=True):
         assert found == ['weights', 3, [2, 0, 2], settings, 2]
         assert key == jax.random.key(7)
+
+
+@pytest.fixture
+def run_of(tiny, monkeypatch):
+    """(kind of condition) → nothing: `trained.load` gives a model of a run that learned it, and
+    `trained.draw` what it was asked for instead of images.
+    """
+    asked = []
+
+    def use(kind):
+        config = uncond.get_config()
+        config.condition.kind = kind
+        own = Settings('euler', 1)
+        model = trained.Model(tiny(), Diffusion(noise_scale=1.0), own, config.to_dict(), 3)
+        monkeypatch.setattr(trained, 'load', lambda path, ema: (model, 'weights'))
+
+    def draw(model, params, key, num, conditioning, settings, *, batch_size, begin):
+        asked.append((conditioning, begin))
+        yield np.full((num, 32, 32, 3), 200, np.uint8)
+
+    monkeypatch.setattr(trained, 'draw', draw)
+    use.asked = asked
+    return use
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    (tmp_path / 'photos/more').mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / 'photos/b.png')
+    Image.fromarray(pixels[::-1]).save(tmp_path / 'photos/more/c.png')
+    return str(tmp_path / 'photos/b.png')
+
+
+def test_a_photograph_is_a_condition_and_what_was_done_is_said(run_of, command, photo, tmp_path):
+    run_of('edges')
+    words = ('sample', '--workdir=run', f'--out={tmp_path}/out.png', '--num=4')
+    code, out, err = command(*words, f'--cond={photo}')
+    assert code == 0, err
+    assert out.splitlines()[0] == f'{photo}, 60×40: centre crop, scaled to 32×32 pixels.'
+    assert command(*words, f'--cond={tmp_path}/photos', '--fit=resize')[0] == 0
+    (one, _), (two, _) = run_of.asked
+    small = np.asarray(data.center_crop(Image.open(photo), 32))
+    np.testing.assert_array_equal(one['cond'], [small / np.float32(127.5) - 1] * 4)
+    cond = two['cond']
+    assert (cond[0] == cond[2]).all() and (cond[1] == cond[3]).all() and (cond[0] != cond[1]).any()
+
+
+def test_a_condition_is_made_from_a_photograph(run_of, command, photo, tmp_path):
+    """Of the kind that is named, by the seed; the grid has condition, result and truth."""
+    words = ('sample', '--workdir=run', f'--out={tmp_path}/out.png', '--num=2', '--seed=5')
+    run_of('inpaint|grayscale')
+    for kind in ('inpaint', 'grayscale'):
+        code, _, err = command(*words, f'--from={photo}', f'--kind={kind}')
+        assert code == 0, err
+    (hole, begin), (gray, _) = run_of.asked
+    assert begin is None and gray.keys() == {'cond'} and np.ptp(gray['cond'], axis=-1).max() < 1e-6
+    assert (hole['cond_valid'][0] != hole['cond_valid'][1]).any()
+    expected, _ = photographs.condition_rows({**CONFIG}, [photo], 1)
+    np.testing.assert_array_equal(hole['cond'][0], expected['cond'][0])
+    picture = np.asarray(Image.open(tmp_path / 'out.png'))
+    group = 3 * 96 + 2 * images.GAP
+    assert picture.shape[1] == 2 * images.MARGIN + group  # three tiles
+
+
+def test_beginning_from_a_photograph(run_of, command, photo, tmp_path):
+    words = ('sample', '--workdir=run', f'--out={tmp_path}/out.png', '--num=2', f'--from={photo}')
+    small = np.asarray(data.center_crop(Image.open(photo), 32)) / np.float32(127.5) - 1
+    for kind, flags, keys in (
+        ('none', (), set()),
+        ('class', (), {'label'}),
+        ('class', ('--label=3',), {'label'}),
+        ('edges', (), {'cond'}),
+        ('edges', (f'--cond={photo}',), {'cond'}),
+        ('edges|class', ('--label=3',), {'label'}),
+    ):
+        run_of(kind)
+        code, _, err = command(*words, *flags, '--start=0.4')
+        assert code == 0, err
+        conditioning, (t, x) = run_of.asked[-1]
+        assert conditioning.keys() == keys and t == 0.4
+        np.testing.assert_allclose(x, [small] * 2, atol=1e-6)
+    run_of('none')
+    assert command(*words, '--start=0.4')[0] == 0
+    picture = np.asarray(Image.open(tmp_path / 'out.png'))
+    assert picture.shape[1] == 2 * images.MARGIN + 2 * 96 + images.GAP  # picture and result
+
+
+def test_held_out_images_of_one_kind(run_of, command, env, monkeypatch, tmp_path):
+    monkeypatch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+    run_of('inpaint|edges')
+    words = ('sample', '--workdir=run', f'--out={tmp_path}/out.png', '--num=3', '--kind=edges')
+    code, _, err = command(*words)
+    assert code == 0, err
+    assert run_of.asked[0][0].keys() == {'cond'}

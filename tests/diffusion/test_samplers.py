@@ -141,6 +141,65 @@ def test_state_and_velocity_are_float32_whatever_the_network_says():
     )
 
 
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_a_start_at_zero_is_the_whole_way_bit_for_bit(sampler):
+    def denoise(z, t):
+        return jnp.sin(3 * z) * (0.5 + t)
+
+    def run(z, start):
+        return sample(denoise, z, D, steps=5, sampler=sampler, start=start)
+
+    whole = jax.jit(lambda z: sample(denoise, z, D, steps=5, sampler=sampler))(Z)
+    np.testing.assert_array_equal(jax.jit(run)(Z, 0.0), whole)
+    assert np.abs(jax.jit(run)(Z, 0.4) - whole).max() > 0.1
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_a_later_start_takes_all_steps_on_the_rest_of_the_way(sampler):
+    """On dz/dt = a + b·t from t = 0.4; a multistep method has nothing before its first step."""
+    a, b, steps = 0.7, -3.0, 6
+    h = 0.6 / steps
+    v = along(lambda z, t: a + b * t)
+    found = np.asarray(sample(v, Z, D, steps=steps, sampler=sampler, start=0.4))
+    exact = Z + a * 0.6 + b * (1 - 0.4**2) / 2
+    missed = {'heun': b * h**2 / 2, 'euler': b * h * 0.6 / 2, 'multistep': b * h**2}
+    np.testing.assert_allclose(found, exact - missed[sampler], atol=1e-5)
+
+
+def begun(tiny, params, z, t, x, steps=3):
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'euler', steps, mesh)
+    begin = None if t is None else (t, x)
+    return np.asarray(draw(params, z, {}, begin=begin))
+
+
+def test_beginning_from_images_under_noise(tiny, params, conditioning, run):
+    """z_t = t·x + (1 − t)·noise_scale·z; one step from there is the network's step at that t."""
+    z, x = conditioning['z'], np.clip(conditioning['z'][::-1], -1, 1)
+    z_t = 0.4 * x + 0.6 * 0.5 * z
+    x_hat, _ = run(tiny(), params, z_t, np.full(5, 0.4, np.float32))
+    np.testing.assert_allclose(begun(tiny, params, z, 0.4, x, steps=1), x_hat, atol=1e-4)
+
+
+def test_beginning_at_zero_is_from_noise_and_near_one_from_the_image(tiny, params, conditioning):
+    z, x = conditioning['z'], np.clip(conditioning['z'][::-1], -1, 1)
+    np.testing.assert_array_equal(
+        begun(tiny, params, z, 0.0, x), begun(tiny, params, z, None, None)
+    )
+    near = begun(tiny, params, z, 0.999, x)
+    assert np.abs(near - x).max() < 0.1 < np.abs(begun(tiny, params, z, 0.4, x) - x).max()
+
+
+def test_every_time_to_begin_at_shares_one_program(tiny, params, conditioning):
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    program = generate.sampling_program(tiny(), Diffusion(noise_scale=0.5), 'euler', 3, mesh)
+    begun(tiny, params, conditioning['z'], 0.5, conditioning['z'])
+    before = program._cache_size()
+    for t in (0.1, 0.3, 0.9):
+        begun(tiny, params, conditioning['z'], t, conditioning['z'])
+    assert program._cache_size() == before
+
+
 # Guidance
 
 
