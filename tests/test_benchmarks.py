@@ -5,10 +5,11 @@ import textwrap
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from shell import ROOT, TINY, run
 
-from benchmarks import measure, step
+from benchmarks import degradations, measure, step
 from benchmarks.sample import passes
 from configs import uncond
 from jit_jax.diffusion.generate import Settings
@@ -182,6 +183,26 @@ def test_compare_says_what_is_missing(env, tmp_path):
         .splitlines()[-1]
         .startswith('error: --official names the folder of the official code')
     )
+
+
+def test_patches_to_restore(monkeypatch):
+    """Held-out patches are of other parts of the photographs; conditions are of their columns."""
+    train, test = degradations.patches(6)
+    assert train.shape == (4000, 32, 32, 3) and test.shape == (6, 32, 32, 3)
+    lost = {}
+    for name, condition in degradations.COLUMNS.items():
+        cond = degradations.degraded(test, condition)
+        assert cond.shape == test.shape and np.abs(cond).max() <= 1
+        lost[name] = np.abs(cond - (test / 127.5 - 1)).mean()
+    assert lost['degraded, 0 to 1'] < lost['degraded, 1 to 1.5'] < lost['twice, 1 to 1.5']
+
+
+@pytest.mark.slow
+def test_degradations(env, tmp_path):
+    flags = ['--steps=4', '--num=4', '--rows=bicubic', f'--workdir={tmp_path}']
+    out = run(['-m', 'benchmarks.degradations', *flags], env, ROOT)
+    first, row = out.splitlines()[-2:]
+    assert first.startswith('| the image as it is |') and row.startswith('| bicubic |')
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def make(
     """(x, batch, key) → the conditioning of `kind`.
 
     factor: of super_resolution; hole: of inpaint and outpaint; degradations and strength: of
-    degraded. Their defaults are those of runs from before there was a choice.
+    degraded.
     """
     settings = {
         'super_resolution': {'factor': factor},

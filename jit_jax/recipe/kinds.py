@@ -1,6 +1,6 @@
 """Conditions as a config names them: imported, made, and what each looks like.
 
-Runs from before a key was there get the default of `conditions.make`.
+Converted runs name a kind alone; they get the defaults of `conditions.make`.
 """
 
 import importlib

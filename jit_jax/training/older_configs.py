@@ -5,6 +5,7 @@ import json
 # Keys that came later, by section, and what runs without them did.
 ADDED = {
     'compute': {'deterministic': False, 'cache': ''},
+    'condition': {'degradations': 1, 'strength': [0.0, 1.0], 'module': ''},
     'data': {'holdout': 'spread'},
 }
 

@@ -101,7 +101,7 @@ def test_a_condition_is_made_from_a_photograph(run_of, command, photo, tmp_path)
     assert begin is None and gray.keys() == {'cond'} and np.ptp(gray['cond'], axis=-1).max() < 1e-6
     assert (hole['cond_valid'][0] != hole['cond_valid'][1]).any()
     expected, _ = photographs.condition_rows({**CONFIG}, [photo], 1)
-    np.testing.assert_array_equal(hole['cond'][0], expected['cond'][0])
+    np.testing.assert_allclose(hole['cond'][0], expected['cond'][0], atol=1e-6)
     picture = np.asarray(Image.open(tmp_path / 'out.png'))
     group = 3 * 96 + 2 * images.GAP
     assert picture.shape[1] == 2 * images.MARGIN + group  # three tiles

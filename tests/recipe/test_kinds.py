@@ -73,7 +73,7 @@ def test_a_run_from_before_there_was_a_module_needs_none(own):
     assert 'mycond' not in sys.modules
 
 
-def test_older_runs_have_the_settings_that_there_were():
+def test_the_settings_of_a_config_and_the_defaults_of_one_without():
     old = {'kind': 'super_resolution|degraded'}
     assert kinds.condition({'condition': old}) is conditions.make(old['kind'])
     new = old | {'factor': 4, 'hole': [2, 3], 'degradations': 2, 'strength': [0.5, 1]}
