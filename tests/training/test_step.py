@@ -19,6 +19,7 @@ from configs import cond
 from jit_jax.diffusion import conditions
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model import sharding
+from jit_jax.model.jit import JiT
 from jit_jax.recipe import build, checks
 from jit_jax.training import state, step
 from jit_jax.training.ema import EMA
@@ -340,6 +341,64 @@ def test_every_mesh_starts_from_the_same_weights(runs, fresh):
     assert {shard.data.shape for shard in kernel.addressable_shards} == {
         (2, 16, 3, 1, 16)
     }  # really split
+
+
+# Without a condition, the step is that of a network that has no condition slots
+
+
+class WithoutConditionSlots(JiT):
+    """The network with nothing that a condition could enter by."""
+
+    def param(self, name, *args, **kwargs):
+        return None if name == 'no_condition' else super().param(name, *args, **kwargs)
+
+
+FOR_CONDITIONS = {'cond_embed', 'token_embed', 'no_condition', 'classes', 'class_positions'}
+
+
+def steps_without_condition(recipe, params) -> dict:
+    """The state after three steps and the last one's metrics: arrays by path."""
+
+    @jax.jit
+    def program(live):
+        return step.train_step(live, BATCH, KEY, recipe)
+
+    live = state.start_state(params, recipe.optimizer, recipe.ema.decays)
+    for _ in range(3):
+        live, metrics = program(live)
+    leaves = jax.tree.leaves_with_path(jax.device_get((live, metrics)))
+    return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def of_conditions(path: str) -> bool:
+    """Whether only a condition uses the parameter of this path, or what belongs to it."""
+    return bool(FOR_CONDITIONS & set(path.split('/')))
+
+
+def test_without_a_condition_the_step_is_that_of_a_network_without_condition_slots(params):
+    """Bit for bit: parameters, averages, both moments and what is logged.
+
+    And what only a condition uses has moments of zero, so it never had a gradient, and stays as it
+    is (without weight decay): padding teaches nothing.
+    """
+    config = tiny_config((1, 1, 1))
+    config.condition.kind, config.optimizer.muon_rms = 'none', 0.8  # Muon, and Adam beside it
+    recipe = build.step_recipe(config, jax.devices()[0])
+    sizes = {name: getattr(recipe.model, name) for name in JiT.__annotations__}
+    plain = WithoutConditionSlots(**sizes | {'num_classes': 0, 'token_width': 0})
+    target = {name: tree for name, tree in params.items() if name not in FOR_CONDITIONS}
+    assert FOR_CONDITIONS <= params.keys() and len(target) == len(params) - len(FOR_CONDITIONS)
+
+    unified = steps_without_condition(recipe, params)
+    expected = steps_without_condition(replace(recipe, model=plain), target)
+    assert expected.keys() == {path for path in unified if not of_conditions(path)}
+    for path, leaf in expected.items():
+        assert leaf.tobytes() == unified[path].tobytes(), path
+    start = state.start_state(params, recipe.optimizer, recipe.ema.decays)
+    for path, leaf in jax.tree.leaves_with_path(start):
+        name = sharding.path_name(path)
+        if of_conditions(name):  # moments start at zero
+            np.testing.assert_array_equal(leaf, unified[f'0/{name}'], name)
 
 
 # Gradients of a bfloat16 model
