@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from shell import FIRST, ROOT, SHORT, TINY, assert_same_run, lines, run, start, train, weights
 
+from jit_jax.output.images import Places
+
 
 def test_first_command_leaves_the_promised_folder(finished):
     cwd, said = finished
@@ -82,82 +84,53 @@ def without_room(cwd, env):
     return run(['-c', code, *FIRST[1:]], env | set_by_itself, cwd, code=1)
 
 
-def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finished, env):
+def size_of_grid(groups: int, images: int, columns: int) -> tuple[int, int]:
+    """Of a picture of groups of three-times enlarged 32×32 images, with a head above each image."""
+    heads = ('head',) if images > 1 else ()
+    return Places((groups, images, 96, 96, 3), columns, heads=heads).size
+
+
+def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finished, in_process):
     cwd, _ = finished
-    said = train(cwd, env, 'cond', '--config.init_from=runs/uncond', '--config.sample.guidance=2.0')
+    fine_tune = ['train', '--config=cond', *SHORT, '--config.init_from=runs/uncond']
+    said = in_process(cwd, *fine_tune, '--config.sample.guidance=2.0')
     assert 'Starting from ema1 of runs/uncond at step 12' in said
-    run(
-        [
-            '-m',
-            'jit_jax',
-            'sample',
-            '--workdir=runs/cond',
-            '--num=4',
-            '--out=cond.png',
-            '--steps=2',
-        ],
-        env,
-        cwd,
-    )
-    assert Image.open(cwd / 'cond.png').size == (308, 469)  # four rows of three, enlarged
+    sample = ['sample', '--workdir=runs/cond', '--steps=2']
+    in_process(cwd, *sample, '--num=4', '--out=cond.png')
+    assert Image.open(cwd / 'cond.png').size == size_of_grid(4, 3, columns=1)
     holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
     holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
     holed.save(cwd / 'holed.png')
-    fill = ['sample', '--workdir=runs/cond', '--cond=holed.png', '--num=2', '--steps=2']
-    run(['-m', 'jit_jax', *fill, '--out=filled.png'], env, cwd)
-    assert Image.open(cwd / 'filled.png').size[0] == 208
-    # and back: a run without a condition starts from one with
-    assert 'Starting from ema2' in train(
-        cwd,
-        env,
-        'uncond',
-        '--workdir=runs/back',
-        '--config.init_from=runs/cond',
-        '--config.init_ema=ema2',
-        '--config.steps=2',
-    )
+    in_process(cwd, *sample, '--cond=holed.png', '--num=2', '--out=filled.png')
+    assert Image.open(cwd / 'filled.png').size == size_of_grid(2, 2, columns=1)
+    # And back: a run without a condition starts from one with.
+    back = ['--workdir=runs/back', '--config.init_from=runs/cond', '--config.init_ema=ema2']
+    said = in_process(cwd, 'train', '--config=uncond', *SHORT, *back, '--config.steps=2')
+    assert 'Starting from ema2' in said
 
 
-def test_sample_writes_what_was_asked_for(finished, env):
+def test_sample_writes_what_was_asked_for(finished, in_process):
     cwd, _ = finished
-    base = [
-        '-m',
-        'jit_jax',
-        'sample',
-        '--workdir=runs/uncond',
-        '--steps=2',
-        '--sampler=euler',
-        '--ema=params',
-    ]
-    run([*base, '--num=5', '--out=five.npz'], env, cwd)
+    sample = ['sample', '--workdir=runs/uncond', '--steps=2', '--sampler=euler', '--ema=params']
+    in_process(cwd, *sample, '--num=5', '--out=five.npz')
     five = np.load(cwd / 'five.npz')['arr_0']
     assert five.shape == (5, 32, 32, 3) and five.dtype == np.uint8
-    run([*base, '--num=3', '--batch=2', '--out=three.npz'], env, cwd)
-    assert (
-        np.abs(np.load(cwd / 'three.npz')['arr_0'].astype(int) - five[:3]).max() <= 1
-    )  # image i is image i in any batching
+    in_process(cwd, *sample, '--num=3', '--batch=2', '--out=three.npz')
+    three = np.load(cwd / 'three.npz')['arr_0']
+    # Image i is image i in any batching.
+    assert np.abs(three.astype(int) - five[:3]).max() <= 1
 
 
-def test_one_device_equals_eight(finished, env, tmp_path):
+def test_one_device_equals_eight(finished, in_process, tmp_path):
     cwd, _ = finished
-    train(
-        tmp_path,
-        env | {'JAX_NUM_CPU_DEVICES': '8'},
-        'uncond',
-        '--config.mesh=(2,2,2)',
-        '--config.ema.memory=host',
-    )
-    for line, other in zip(
-        lines(cwd / 'runs/uncond'), lines(tmp_path / 'runs/uncond'), strict=True
-    ):
+    in_process(tmp_path, *FIRST, '--config.mesh=(2,2,2)', '--config.ema.memory=host')
+    one, eight = cwd / 'runs/uncond', tmp_path / 'runs/uncond'
+    for line, other in zip(lines(one), lines(eight), strict=True):
         assert line['loss'] == pytest.approx(other['loss'], rel=1e-4)
-    (x, _), (y, _) = (
-        weights(cwd / 'runs/uncond', 'params'),
-        weights(tmp_path / 'runs/uncond', 'params'),
-    )
+    (x, _), (y, _) = weights(one, 'params'), weights(eight, 'params')
     # Adam divides by the gradient's size, so rounding in a tiny gradient moves its parameter by up
     # to a step.
-    assert np.mean([np.mean(np.abs(p - q)) for p, q in zip(x, y)]) < 1e-4
+    assert np.mean([np.mean(np.abs(p - q)) for p, q in zip(x, y, strict=True)]) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -271,62 +244,38 @@ def glyphs(tmp_path):
 FOLDER = ['--config.batch_size=4', '--config.model.image_size=32', '--config.optimizer.warmup=2']
 
 
-def test_a_folder_of_images_trains_and_samples_by_class_name(env, in_process, tmp_path, glyphs):
-    labelled = [
+def test_a_folder_of_images_trains_and_samples_by_class_name(in_process, tmp_path, glyphs):
+    folder = [
+        'train',
+        '--config=uncond:folder',
+        f'--config.data.path={glyphs}',
+        *SHORT,
+        *FOLDER,
         '--config.condition.kind=class',
         '--config.model.num_classes=50',
         '--config.sample.guidance=2.0',
-    ]
-    train(
-        tmp_path,
-        env,
-        'uncond:folder',
-        f'--config.data.path={glyphs}',
-        *FOLDER,
-        *labelled,
         '--config.steps=4',
-    )
-    classes = json.loads((tmp_path / 'runs/uncond-folder/config.json').read_text())['classes']
+        '--config.batch_size=8',
+    ]
+    in_process(tmp_path, *folder)
+    run_folder = tmp_path / 'runs/uncond-folder'
+    classes = json.loads((run_folder / 'config.json').read_text())['classes']
     assert len(classes) > 1 and all('/' in name for name in classes)
-    run(
-        [
-            '-m',
-            'jit_jax',
-            'sample',
-            '--workdir=runs/uncond-folder',
-            f'--label={classes[1]}',
-            '--num=2',
-            '--out=a.npz',
-        ],
-        env,
-        tmp_path,
-    )
-    run(
-        [
-            '-m',
-            'jit_jax',
-            'sample',
-            '--workdir=runs/uncond-folder',
-            '--label=1',
-            '--num=2',
-            '--out=b.npz',
-        ],
-        env,
-        tmp_path,
-    )
-    some = ['sample', '--workdir=runs/uncond-folder', '--label=3,7', '--guidance=2', '--num=2']
-    run(['-m', 'jit_jax', *some, '--steps=2', '--out=label.png'], env, tmp_path)
+    sample = ['sample', '--workdir=runs/uncond-folder', '--num=2', '--steps=2']
+    in_process(tmp_path, *sample, f'--label={classes[1]}', '--out=a.npz')
+    in_process(tmp_path, *sample, '--label=1', '--out=b.npz')
+    in_process(tmp_path, *sample, '--label=3,7', '--guidance=2', '--out=label.png')
     a, b = (np.load(tmp_path / name)['arr_0'] for name in ('a.npz', 'b.npz'))
     assert a.shape == (2, 32, 32, 3) and np.array_equal(a, b)
-    nobody = ['sample', '--workdir=runs/uncond-folder', '--label=nobody']
-    assert "'nobody' is not a class of this run" in in_process(tmp_path, *nobody, code=1)
-    folder = [f'--config.data.path={glyphs}', *SHORT, *FOLDER, *labelled, '--config.batch_size=8']
-    few = [*folder, '--config.model.num_classes=1']
-    few = in_process(tmp_path, 'train', '--config=uncond:folder', *few, code=1)
-    assert 'config.model.num_classes' in few
+    said = in_process(tmp_path, *sample, '--label=nobody', code=1)
+    assert "'nobody' is not a class of this run" in said
+    said = in_process(tmp_path, *folder, '--config.model.num_classes=1', code=1)
+    assert 'config.model.num_classes' in said
 
 
-def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path, glyphs):
+def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(
+    env, in_process, tmp_path, glyphs
+):
     """Somebody with two folders and the README: its commands as they stand there, but for a smaller
     model and fewer steps.
     """
@@ -356,10 +305,11 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path
         tmp_path,
     )
     for command in rest:
-        run(['-m', 'jit_jax', *command[1:], '--steps=2'], env, tmp_path)
-    # 16 of condition, result and truth, then 4 of condition and result.
-    assert Image.open(tmp_path / 'pairs.png').size == (622, 925)
-    assert Image.open(tmp_path / 'new-results.png').size == (208, 469)
+        assert command[0] == 'jit-jax'
+        in_process(tmp_path, *command[1:], '--steps=2')
+    # 16 of condition, result and truth; 4 of condition and result.
+    assert Image.open(tmp_path / 'pairs.png').size == size_of_grid(16, 3, columns=2)
+    assert Image.open(tmp_path / 'new-results.png').size == size_of_grid(4, 2, columns=1)
     report = (tmp_path / 'runs/cond-pairs/report/index.html').read_text()
     assert (
         'condition | result | truth' in report
@@ -368,7 +318,8 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(env, tmp_path
     )
 
 
-def test_one_run_learns_several_conditions(env, tmp_path):
+def test_one_run_learns_several_conditions(in_process, tmp_path):
     kinds = 'super_resolution|inpaint|grayscale'
-    said = train(tmp_path, env, 'cond', f'--config.condition.kind={kinds}', '--config.steps=4')
+    several = [f'--config.condition.kind={kinds}', '--config.steps=4']
+    said = in_process(tmp_path, 'train', '--config=cond', *SHORT, *several)
     assert f'condition {kinds}' in said and lines(tmp_path / 'runs/cond')[-1]['loss'] > 0

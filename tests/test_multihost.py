@@ -8,7 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from shell import FIRST, lines, run, start, start_two, weights
+from shell import FIRST, lines, start, start_two, weights
 
 
 def train_two(cwd, env, *flags, **each):
@@ -74,30 +74,21 @@ def numbers(said):
     return dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
 
 
-def test_sampling_and_evaluation_use_both(finished, env, tmp_path):
+def test_sampling_and_evaluation_use_both(finished, env, in_process, tmp_path):
     cwd, _ = finished
-    shutil.copytree(
-        cwd / 'runs/uncond',
-        tmp_path / 'run',
-        ignore=shutil.ignore_patterns('report', 'tensorboard'),
-    )
-    sample = ['-m', 'jit_jax', 'sample', '--workdir=run', '--num=5', '--steps=3']
-    assert '5 images' in end(start_two([*sample, '--out=two.npz'], tmp_path, env))[0]
-    run([*sample, '--out=one.npz'], env, tmp_path)
+    without = shutil.ignore_patterns('report', 'tensorboard')
+    shutil.copytree(cwd / 'runs/uncond', tmp_path / 'run', ignore=without)
+    sample = ['sample', '--workdir=run', '--num=5', '--steps=3']
+    both = start_two(['-m', 'jit_jax', *sample, '--out=two.npz'], tmp_path, env)
+    assert '5 images' in end(both)[0]
+    in_process(tmp_path, *sample, '--out=one.npz')
     one, two = (np.load(tmp_path / f'{name}.npz')['arr_0'].astype(int) for name in ('one', 'two'))
     assert one.shape == (5, 32, 32, 3) and np.abs(one - two).max() <= 1
-    evaluate = [
-        '-m',
-        'jit_jax',
-        'evaluate',
-        '--workdir=run',
-        '--num=6',
-        '--steps=3',
-        '--metrics=classifier,denoising',
-    ]
-    both = numbers(end(start_two(evaluate, tmp_path, env))[0])
+    metrics = '--metrics=classifier,denoising'
+    evaluate = ['evaluate', '--workdir=run', '--num=6', '--steps=3', metrics]
+    both = numbers(end(start_two(['-m', 'jit_jax', *evaluate], tmp_path, env))[0])
     shutil.rmtree(tmp_path / 'run/evaluation')
-    alone = numbers(run(evaluate, env, tmp_path))
+    alone = numbers(in_process(tmp_path, *evaluate))
     assert both.keys() == alone.keys() and 'classifier_distance' in both and 'psnr_t0.5' in both
     for name in both:
         assert float(both[name]) == pytest.approx(float(alone[name]), rel=2e-3, abs=2e-3), name

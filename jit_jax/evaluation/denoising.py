@@ -30,7 +30,8 @@ def batch_sums(params, batch, key, *, model, d, condition) -> dict:
     x = conditions.from_uint8(batch['image'])
     conditioning = condition(x, batch, condition_key)
     e = d.noise_scale * jax.random.normal(noise_key, x.shape)
-    uniform = jax.random.uniform(t_key, (BUCKETS, len(x)))
+    # Rows first: those that fill a batch for the devices do not change the others' numbers.
+    uniform = jax.random.uniform(t_key, (len(x), BUCKETS)).T
     random = (jnp.arange(BUCKETS)[:, None] + uniform) / BUCKETS
     fixed = jnp.broadcast_to(jnp.asarray(TIMES)[:, None], (len(TIMES), len(x)))
 
