@@ -76,7 +76,7 @@ def eval_batches(
     """Iterates once over the source, in order, in batches of one size.
 
     Args:
-      source: a `Source`, or anything with its length and `load`.
+      source: a `Source`, or anything with its length, `load` and `intact_or_blank`.
       batch_size, process_index, process_count, threads, prefetch: as in `train_batches`.
 
     Returns:
