@@ -1,4 +1,5 @@
-"""Writes a run's weights without its optimiser, small enough to mail.
+"""Writes a run's weights without its optimiser, small enough to mail, and a model card: a page with
+the run's samples, numbers and config and how to load it, as the Hugging Face Hub shows it.
 
 examples:
   jit-jax export --workdir=runs/uncond --out=uncond.safetensors
@@ -14,19 +15,21 @@ from flax.traverse_util import flatten_dict
 
 from jit_jax.commands import command_line
 from jit_jax.errors import UserError
+from jit_jax.evaluation import model_card
 from jit_jax.output import destination
 from jit_jax.training.manifest import UNSIGNED, sign
 from jit_jax.training.storage import PARTIAL
 from jit_jax.training.weights import read_weights, write_weights
 
 
-def export(workdir: str, ema: str, out: str) -> str:
+def export(workdir: str, ema: str, out: str, *, card: bool = False) -> str:
     """Writes weights of a run and its config, whole or not at all; says so in a sentence.
 
     Args:
       workdir: the run.
       ema: which weights, 'params', 'ema1' …
       out: a .safetensors file, replaced when it exists, or a folder to make.
+      card: with a model card.
 
     Raises UserError.
     """
@@ -39,7 +42,11 @@ def export(workdir: str, ema: str, out: str) -> str:
         else:
             write_weights(out, config, None, {ema: tree}, step)
     count = sum(array.size for array in flatten_dict(tree).values())
-    return f'Wrote {ema} of {workdir} at step {step}, {count / 1e6:.1f} M parameters, to {out}.'
+    said = f'Wrote {ema} of {workdir} at step {step}, {count / 1e6:.1f} M parameters, to {out}.'
+    if card:
+        with destination.writing(out, '--out'):
+            said += f' Its model card: {model_card.write(out, workdir, config, ema, step)}'
+    return said
 
 
 def write_safetensors(out: str, config: dict, weights: str, tree: dict, step: int) -> None:
@@ -73,4 +80,4 @@ def define_flags(parser: command_line.Parser) -> None:
 def main(args: argparse.Namespace) -> None:
     command_line.required(args, 'workdir', 'says which run to export, as --workdir=runs/uncond.')
     command_line.required(args, 'out', 'says where to: a .safetensors file or a folder to make.')
-    print(export(args.workdir, args.ema, args.out))
+    print(export(args.workdir, args.ema, args.out, card=True))

@@ -92,7 +92,7 @@ def _path(workdir: str, name: str) -> str:
 
 
 def _images(section: dict, train: data.Source | None, test: data.Source | None) -> str:
-    where = section['path'] or section['kind']
+    where = os.path.basename(section['path'].rstrip('/')) or section['kind']
     if train is None or test is None:
         return where
     return f'{len(train):,} of {where}, {len(test):,} held out'

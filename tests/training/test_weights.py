@@ -98,10 +98,12 @@ def test_write_weights_is_all_or_nothing(tmp_path, monkeypatch):
         write_weights(tmp_path / 'run', CONFIG, tree, {})
 
 
-def test_the_export_command(workdir, tmp_path, command):
+def test_the_export_command(workdir, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(export.model_card, 'write', lambda out, *about: f'{out}.md')
     out = f'--out={tmp_path}/x.safetensors'
     code, said, _ = command('export', f'--workdir={workdir}', out)
     assert code == 0 and said.startswith('Wrote ema1 of')
+    assert said.endswith(f'Its model card: {tmp_path}/x.safetensors.md\n')
     assert (tmp_path / 'x.safetensors').exists()
     code, _, said = command('export', f'--workdir={workdir}x', out)
     assert code == 1 and 'does not exist' in said and said.count('\n') == 1
