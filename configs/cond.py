@@ -15,8 +15,8 @@ from jit_jax.errors import UserError
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
-    'folder': 'your own images, twice as large as their condition, --config.data.path=FOLDER',
-    'folder_cpu': 'the same at 32×32: ten minutes on a laptop',
+    'folder': 'super-resolution of your own images, --config.data.path=FOLDER: 64×64 from 32×32',
+    'folder_cpu': 'the same, 32×32 from 16×16: ten minutes on a laptop',
     'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
     'pairs_cpu': 'the same at 32×32: ten minutes on a laptop',
 }

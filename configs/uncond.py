@@ -249,7 +249,7 @@ def small() -> ConfigDict:
 def folder_cpu(preset: str) -> ConfigDict:
     """Your own images, --config.data.path=FOLDER, at 32×32: ten minutes on two CPU cores."""
     config = small()
-    config.steps, config.model.num_classes = 4000, 0
+    config.steps, config.model.num_classes = 3000, 0
     config.data.kind = 'folder'
     config.diffusion.noise_scale = 1.0
     return config

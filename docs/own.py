@@ -9,10 +9,18 @@ that a user types.
 """
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
+
+import jit_jax
+from jit_jax.evaluation import held_out
+from jit_jax.evaluation.preview import sheet
+from jit_jax.output.images import grid, save_png
 
 SIDE = 40  # pixels of a patch: 10 × 16 of each photograph, which do not overlap
 COUNT = 200  # of them, those with the most detail
@@ -51,11 +59,39 @@ def write_folders(folder: Path) -> None:
         lines.save(folder / f'pairs/cond/{i:03d}.png')
 
 
+def train(folder: Path, config: str, images: str) -> Path:
+    """Trains a preset as a user does, or goes on with it, or finds it done; its run folder."""
+    workdir = folder / config.replace(':', '-')
+    flags = [f'--config={config}', f'--config.data.path={folder / images}', f'--workdir={workdir}']
+    subprocess.run([sys.executable, '-m', 'jit_jax', 'train', *flags], check=True)
+    return workdir
+
+
+def picture(photos: Path, pairs: Path) -> np.ndarray:
+    """What both runs draw, beside each other: uint8 [·, ·, 3]."""
+    model, params = jit_jax.load(str(photos))
+    images = jit_jax.sample(model, params, jax.random.key(0), num=20)
+    left = grid(images, 5)
+    model, params = jit_jax.load(str(pairs))
+    conditioning, truth = held_out.examples(model.config, 8, 0)
+    images = jit_jax.sample(model, params, jax.random.key(0), num=8, **conditioning)
+    right = sheet(images, conditioning, truth, model.net)
+    high = max(len(left), len(right))
+    sides = [
+        np.pad(side, ((high - len(side), 0), (0, 0), (0, 0)), constant_values=255)
+        for side in (left, right)
+    ]
+    return np.concatenate(sides, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('folder', type=Path)
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder.absolute()
     write_folders(folder)
+    photos = train(folder, 'uncond:folder_cpu', 'photos')
+    pairs = train(folder, 'cond:pairs_cpu', 'pairs')
+    save_png(str(Path(__file__).with_name('own.png')), picture(photos, pairs))
 
 
 if __name__ == '__main__':

@@ -63,5 +63,6 @@ def presets() -> str:
     lines = []
     for config in (uncond, cond):
         name = config.__name__.rpartition('.')[2]
-        lines += [f'{name}:{preset:24} {summary}' for preset, summary in config.PRESETS.items()]
+        for preset, summary in config.PRESETS.items():
+            lines.append(f'{name}:{preset}'.ljust(29) + f' {summary}')
     return '\n'.join(lines)

@@ -19,11 +19,13 @@ def remarks(train: Source, test: Source) -> list[str]:
 
 def condition_range(train: Source) -> str:
     """Between which values the condition images of pairs are; '' for other data."""
-    examples = _some(train, np.linspace(0, len(train) - 1, TRIED))
-    if not examples or 'cond' not in examples[0]:
+    if 'cond' not in train.images:
         return ''
     if train.palette:
         return f'Condition images are numbers of classes, in the colours {train.palette!r}.'
+    examples = _some(train, np.linspace(0, len(train) - 1, TRIED))
+    if not examples:
+        return ''
     low = min(int(example['cond'].min()) for example in examples)
     high = max(int(example['cond'].max()) for example in examples)
     said = f'Condition images are from {low} to {high} of 255'

@@ -188,7 +188,7 @@ def source(
     """
     d, m = config['data'], config['model']
     split = split or d[which]
-    holdout = d['holdout'] if 'holdout' in d else 'spread'  # older runs had no choice
+    holdout = d['holdout']
     pixels = {
         'image_size': m['image_size'],
         'channels': m['channels'],
@@ -203,8 +203,7 @@ def source(
 
 def palette(config) -> str:
     """The colours of the numbers in condition images; '' where those are pictures."""
-    d = config['data'] if 'data' in config else {}  # converted runs have none
-    return d['palette'] if 'palette' in d else ''  # and older ones had no choice
+    return config['data']['palette'] if 'data' in config else ''  # a converted run has no data
 
 
 def initial(recipe: Recipe) -> Callable:

@@ -6,7 +6,7 @@ import json
 ADDED = {
     'compute': {'deterministic': False, 'cache': ''},
     'condition': {'degradations': 1, 'strength': [0.0, 1.0], 'module': ''},
-    'data': {'holdout': 'spread'},
+    'data': {'holdout': 'spread', 'palette': ''},
 }
 
 

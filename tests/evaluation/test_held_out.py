@@ -1,7 +1,9 @@
 """Held-out images and their conditions."""
 
 import numpy as np
+from PIL import Image
 
+from jit_jax import data
 from jit_jax.evaluation import held_out
 
 
@@ -14,3 +16,13 @@ def test_conditions_are_those_of_the_image_in_any_batching(holes):
         np.testing.assert_array_equal(whole[name][4:], part[name])
     holes_cut = {row.tobytes() for row in whole['cond_valid']}
     assert len(holes_cut) == 6
+
+
+def test_the_only_held_out_image_may_break_during_a_run(holes, tmp_path):
+    """A run's grid then shows blank images; its training goes on."""
+    for i in range(3):
+        Image.new('RGB', (32, 32), 'white').save(tmp_path / f'{i}.png')
+    test = data.open_source('folder', path=tmp_path, split='test', image_size=32)
+    (tmp_path / '2.png').write_bytes(b'no more')
+    conditioning, truth = held_out.examples(holes[0].config, 4, 0, test)
+    assert len(test) == 1 and (truth == 128).all() and len(conditioning['cond']) == 4
