@@ -44,9 +44,11 @@ def batch_sums(params, batch, key, *, model, d, condition) -> dict:
 
     # [times, 3, B]: rows stay on their devices until they are summed.
     found = jax.lax.map(at, jnp.concatenate([fixed, random]))
-    mse, psnr, v_loss = (found * batch['weight']).sum(-1).T
+    weight = batch['weight']
+    # Whatever a row of weight 0 holds, such as an infinite PSNR, it counts for nothing.
+    mse, psnr, v_loss = jnp.where(weight > 0, found * weight, 0).sum(-1).T
     n = len(TIMES)
-    return {'weight': batch['weight'].sum(), 'mse': mse[:n], 'psnr': psnr[:n], 'v_loss': v_loss[n:]}
+    return {'weight': weight.sum(), 'mse': mse[:n], 'psnr': psnr[:n], 'v_loss': v_loss[n:]}
 
 
 def means(sums: list[dict]) -> dict[str, float]:

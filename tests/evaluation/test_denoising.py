@@ -3,10 +3,13 @@
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from measuring import mesh
 
+from jit_jax.diffusion import conditions
+from jit_jax.diffusion.conditions import from_uint8
 from jit_jax.errors import UserError
 from jit_jax.evaluation import denoising
 from jit_jax.evaluation.denoising import DenoisingScore
@@ -62,6 +65,24 @@ def test_denoising_of_a_model_that_says_grey(holes, grey):
     assert found['v_loss_t0.25_0.5'] == pytest.approx(expected, rel=0.05)
     losses = [found[f'v_loss_t{low}_{low + 0.25}'] for low in (0.0, 0.25, 0.5, 0.75)]
     assert losses == sorted(losses) and len(set(losses)) == 4
+
+
+class Blank:
+    """A network that says what stands in for a broken image, exactly."""
+
+    def apply(self, variables, z, t, **conditioning):
+        return jnp.full_like(z, from_uint8(128))
+
+
+def test_a_row_of_no_weight_counts_for_nothing_whatever_it_holds(holes):
+    """A blank is without error here, so its PSNR is infinite."""
+    model, _, _, test = holes
+    images = np.stack([np.full((32, 32, 3), 128, np.uint8), test[0]['image']])
+    batch = {'image': images, 'weight': np.float32([0, 1])}
+    how = {'model': Blank(), 'd': model.diffusion, 'condition': conditions.make('none')}
+    sums = denoising.batch_sums({}, batch, jax.random.key(0), **how)
+    assert sums['weight'] == 1 and all(np.isfinite(value).all() for value in sums.values())
+    assert sums['mse'] == pytest.approx(((images[1] / 127.5 - 1 - from_uint8(128)) ** 2).mean())
 
 
 class Grey:
