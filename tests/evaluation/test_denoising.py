@@ -83,7 +83,7 @@ def test_a_row_of_no_weight_counts_for_nothing_whatever_it_holds(holes):
     sums = denoising.batch_sums({}, batch, jax.random.key(0), **how)
     assert sums['weight'] == 1 and all(np.isfinite(value).all() for value in sums.values())
     mse = ((images[1] / 127.5 - 1 - from_uint8(128)) ** 2).mean()
-    np.testing.assert_allclose(sums['mse'], mse, rtol=1e-5)
+    np.testing.assert_allclose(sums['mse'], mse, rtol=1e-4)
 
 
 class Grey:
