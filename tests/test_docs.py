@@ -14,6 +14,7 @@ import pytest
 from shell import ROOT
 
 from configs import cond, uncond
+from jit_jax import data
 from jit_jax.__main__ import MODULES
 from jit_jax.commands.command_line import Parser, read_config
 from jit_jax.diffusion import conditions
@@ -21,6 +22,7 @@ from jit_jax.recipe import build, checks
 
 sys.path.insert(0, os.path.join(ROOT, 'docs'))
 import configuration
+import own
 
 PAGES = [
     'README.md',
@@ -103,6 +105,19 @@ def test_links_lead_somewhere():
                 assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), (
                     f'{page}: {link}'
                 )
+
+
+def test_the_demonstration_cuts_patches_that_do_not_overlap(tmp_path):
+    """200 photographs and as many pairs, which the folders' own readers find."""
+    own.write_folders(tmp_path)
+    photos = data.open_source('folder', path=tmp_path / 'photos', split='train', image_size=40)
+    pairs = data.open_source('pairs', path=tmp_path / 'pairs', split='train', image_size=40)
+    assert len(photos) == len(pairs) == 190
+    images = [photos[i]['image'] for i in range(190)]
+    assert len({image.tobytes() for image in images}) == 190
+    for i in (0, 77):
+        np.testing.assert_array_equal(pairs[i]['image'], images[i])
+        assert pairs[i]['cond'].max() == 255 and pairs[i]['cond'].min() < 128
 
 
 def test_readme_is_short():
