@@ -19,8 +19,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 import jit_jax
 from jit_jax.evaluation import held_out
-from jit_jax.evaluation.preview import sheet
-from jit_jax.output.images import grid, save_png
+from jit_jax.output.images import grid, save_png, to_uint8
 
 SIDE = 40  # pixels of a patch: 10 × 16 of each photograph, which do not overlap
 COUNT = 200  # of them, those with the most detail
@@ -70,18 +69,18 @@ def train(folder: Path, config: str, images: str) -> Path:
 def picture(photos: Path, pairs: Path) -> np.ndarray:
     """What both runs draw, beside each other: uint8 [·, ·, 3]."""
     model, params = jit_jax.load(str(photos))
-    images = jit_jax.sample(model, params, jax.random.key(0), num=20)
-    left = grid(images, 5)
+    left = grid(jit_jax.sample(model, params, jax.random.key(0), num=20), 5)
     model, params = jit_jax.load(str(pairs))
     conditioning, truth = held_out.examples(model.config, 8, 0)
-    images = jit_jax.sample(model, params, jax.random.key(0), num=8, **conditioning)
-    right = sheet(images, conditioning, truth, model.net)
-    high = max(len(left), len(right))
-    sides = [
-        np.pad(side, ((high - len(side), 0), (0, 0), (0, 0)), constant_values=255)
-        for side in (left, right)
-    ]
-    return np.concatenate(sides, 1)
+    results = jit_jax.sample(model, params, jax.random.key(0), num=8, **conditioning)
+    triples = np.stack([to_uint8(conditioning['cond']), results, truth], 1)
+    right = grid(triples, 2, heads=('condition', 'result', 'truth'))
+    return np.concatenate([padded(side, max(len(left), len(right))) for side in (left, right)], 1)
+
+
+def padded(image: np.ndarray, high: int) -> np.ndarray:
+    """An image with white above it, `high` pixels in all."""
+    return np.pad(image, ((high - len(image), 0), (0, 0), (0, 0)), constant_values=255)
 
 
 def main() -> None:
