@@ -63,10 +63,10 @@ def flops(config, model, settings) -> float:
     from jit_jax.model.sizes import forward_multiply_adds
     from jit_jax.recipe import checks
 
-    n, labelled = checks.condition_slots(config)
+    patches, tokens, labelled = checks.condition_slots(config)
     conditional, null = passes(settings)
     return 2.0 * (
-        conditional * forward_multiply_adds(model, n, labelled=labelled)
+        conditional * forward_multiply_adds(model, patches, tokens, labelled=labelled)
         + null * forward_multiply_adds(model, 0, labelled=labelled)
     )
 

@@ -1,6 +1,7 @@
 """Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
 
 python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
+python train.py --config=configs/cond.py:digits_text     # digits from captions: ten minutes
 python train.py --config=configs/cond.py:pairs --config.data.path=pairs      # one GPU
 python train.py --config=configs/cond.py:pairs_cpu --config.data.path=pairs  # or two CPU cores
 python train.py --config=configs/cond.py:imagenet256_b16                 # super-resolution
@@ -10,11 +11,13 @@ python train.py --config=configs/cond.py:imagenet256_b16_class           # label
 from ml_collections import ConfigDict
 
 from jit_jax.configs import uncond
+from jit_jax.data.captions import VOCABULARY
 from jit_jax.diffusion.guidance import GUIDANCE
 from jit_jax.errors import UserError
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
+    'digits_text': 'handwritten digits from captions, such as "a seven or a two": ten minutes',
     'folder': 'super-resolution of your own images, --config.data.path=FOLDER: 64×64 from 32×32',
     'folder_cpu': 'the same, 32×32 from 16×16: ten minutes on a laptop',
     'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
@@ -29,6 +32,8 @@ for _name, _what in uncond.PRESETS.items():
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
         raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+    if preset == 'digits_text':
+        return digits_text()
     name = preset.removesuffix('_class')
     config = uncond.get_config(name.replace('pairs', 'folder'))
     if name in ('pairs', 'pairs_cpu'):
@@ -44,4 +49,14 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         config.condition.factor = 2  # 8 × 8 patches: 64 live slots
     if name.endswith('_cpu'):
         config.evaluate.every = uncond.share(config.get_ref('steps'), 2)
+    return config
+
+
+def digits_text() -> ConfigDict:
+    """Digits from captions made of their labels, byte by byte (see data/digit_captions.py)."""
+    config = uncond.get_config('digits')
+    config.steps = 4000
+    config.condition.kind = 'text'
+    config.model.token_width, config.model.vocabulary = 64, VOCABULARY
+    config.sample.guidance = 2.0
     return config

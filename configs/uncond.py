@@ -138,6 +138,8 @@ def _condition(config: ConfigDict) -> None:
     # probability of a row to lose its condition: trains the null branch
     config.condition.drop = 0.1
     config.condition.factor = 2  # super_resolution: times smaller
+    # text: the most tokens of a caption; a run computes as many as its longest caption has
+    config.condition.tokens = 128
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
     config.condition.degradations = 1  # degraded: how often blur, resizing, noise and JPEG follow
     # degraded: low and high, drawn between for each image; 0 changes nothing, 1 much

@@ -57,6 +57,9 @@ def sample(
     from_t: float | None = None,
     kind: str = '',
     fit: str = 'crop',
+    text: str | Sequence[str] | None = None,
+    cond_tokens: np.ndarray | None = None,
+    cond_tokens_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -84,6 +87,9 @@ def sample(
       kind: which of the run's kinds of condition to make, or which `cond` is, where it has several.
       fit: what becomes of pictures of another size: 'crop' (the centre, as in training), 'resize'
         (squeezed), or 'error'.
+      text: a caption for all images or num of them, in a run that learned captions.
+      cond_tokens: the same as bytes, int [num, n], or embeddings [num, n, E] of a run's encoder.
+      cond_tokens_valid: bool [num, n], which of the tokens count; all by default.
       steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
@@ -100,10 +106,12 @@ def sample(
 
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     classes = {'label': label, 'label_valid': label_valid}
+    tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid, 'text': text}
     pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}
     how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
     how |= {'start': start, 'batch_size': batch_size}
-    return trained.sample(model, params, key, num, **condition, **classes, **pictures, **how)
+    given = condition | classes | tokens | pictures
+    return trained.sample(model, params, key, num, **given, **how)
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:

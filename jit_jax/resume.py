@@ -17,15 +17,13 @@ from jit_jax.recipe import build
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys, differences
-from jit_jax.training.older_configs import parse_config
+from jit_jax.training.older_configs import complete, parse_config
 from jit_jax.training.processes import agree, every_process, first_process
 from jit_jax.training.state import TrainState
 from jit_jax.training.weights import read_weights
 
 # Keys of the config that decide which arrays the optimiser and the averages have.
 STATE_KEYS = ('optimizer.muon_rms', 'optimizer.mu_dtype', 'ema.decays')
-# Keys of config.model that older runs and converted weights lack, and what they are there.
-WITHOUT_TOKENS = {'token_width': 0, 'vocabulary': 0}
 
 
 def agreed_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[TrainState, str]:
@@ -92,7 +90,7 @@ def architecture_differences(there: dict, here: dict) -> list[str]:
 
 def _architecture(config: dict) -> dict:
     """config.model with the variant spelled out."""
-    model = WITHOUT_TOKENS | dict(config['model'])
+    model = complete(config)['model']
     return {**size(model['variant']), **model, 'variant': ''}
 
 

@@ -2,7 +2,7 @@
 way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -76,6 +76,9 @@ def sample(
     from_t: float | None = None,
     kind: str = '',
     fit: str = 'crop',
+    text: str | Sequence[str] | None = None,
+    cond_tokens: np.ndarray | None = None,
+    cond_tokens_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -89,10 +92,15 @@ def sample(
     inputs.check_count('batch_size', batch_size, 1)
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     classes = {'label': label, 'label_valid': label_valid}
+    tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid}
+    if text is not None:
+        tokens = inputs.caption_tokens(model.config, num, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
     how = {'kind': kind, 'fit': fit}
     rows = range(start, start + num)
-    given, begin = with_pictures(model, key, rows, condition | classes, from_image, from_t, how)
+    given, begin = with_pictures(
+        model, key, rows, condition | classes | tokens, from_image, from_t, how
+    )
     given, settings = checked(model, num, given, changes)
     batches = draw(
         model, params, key, num, given, settings, start=start, batch_size=batch_size, begin=begin
@@ -202,6 +210,9 @@ def trajectory(
     cond_grid: np.ndarray | None = None,
     label: np.ndarray | None = None,
     label_valid: np.ndarray | None = None,
+    text: str | None = None,
+    cond_tokens: np.ndarray | None = None,
+    cond_tokens_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -216,8 +227,11 @@ def trajectory(
     """
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     classes = {'label': label, 'label_valid': label_valid}
+    tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid}
+    if text is not None:
+        tokens = inputs.caption_tokens(model.config, 1, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    given, settings = checked(model, 1, condition | classes, changes)
+    given, settings = checked(model, 1, condition | classes | tokens, changes)
     passes = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
 
     def watch(t, z, x_hat):

@@ -26,6 +26,7 @@ KEY = jax.random.key(0)
 def config_of(kind: str, drop: float = 0.1) -> dict:
     config = uncond.get_config()
     config.condition.kind, config.condition.drop = kind, drop
+    config.condition.tokens, config.model.vocabulary = 16, 256
     return config.to_dict()
 
 
@@ -33,9 +34,12 @@ def config_of(kind: str, drop: float = 0.1) -> dict:
 def model(tiny):
     """(kind of condition, drop) → a model of a run that learned it."""
     settings = Settings('euler', steps=1)
-    return lambda kind, drop=0.1: trained.Model(
-        tiny(), Diffusion(noise_scale=1.0), settings, config_of(kind, drop), step=3
-    )
+
+    def of_kind(kind, drop=0.1):
+        net = tiny(vocabulary=256) if 'text' in kind else tiny()
+        return trained.Model(net, Diffusion(noise_scale=1.0), settings, config_of(kind, drop), 3)
+
+    return of_kind
 
 
 def images(num: int, side: int = 32, dtype=np.float32) -> np.ndarray:
@@ -84,7 +88,17 @@ REFUSED = [
     ('inpaint', {'interval': (0.1, np.nan)}, 'interval is (low, high)'),
     ('inpaint', {'interval': 0.5}, 'interval is (low, high)'),
     ('none', {'guidance': 2.0}, 'guidance: this run learned no condition'),
-    ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond or label'),
+    ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond, label or text'),
+    ('class', {'text': 'seven'}, 'text: this run learned no captions of bytes'),
+    ('text', {'text': ['seven']}, 'text has 1 captions for 2 images'),
+    ('text', {'text': [7, 8]}, 'text is captions; got 7'),
+    ('text', {'text': '七' * 6}, 'is 18 bytes, and this run learned at most 16; shorten it'),
+    ('class', {'cond_tokens': np.zeros((2, 3, 6))}, 'cond_tokens: this run learned no text'),
+    ('text', {'cond_tokens': np.zeros((2, 17), int)}, 'is bytes [2, n], n at most 16; got int64'),
+    ('text', {'cond_tokens': np.zeros((2, 3))}, 'is bytes [2, n], n at most 16; got float64'),
+    ('text', {'cond_tokens': np.full((2, 3), 256)}, 'cond_tokens is bytes, 0 to 255'),
+    ('text', {'cond_tokens_valid': np.ones((2, 3), bool)}, 'cond_tokens_valid says what of'),
+    ('class|text', {'label': [0, 1], 'text': 'a'}, 'label and a text: this run learned either'),
     (
         'none',
         {'cond': images(2)},
@@ -160,14 +174,22 @@ def test_guidance_that_was_never_learned(model, params):
 def test_what_the_run_learned_is_accepted(model, params):
     """Each row says what a run was trained with, and what may be asked of it."""
     both = {'cond': images(2, 16), 'label': [0, 5]}
+    table = np.random.default_rng(0).standard_normal((256, 6), np.float32)
+    params = params | {'token_embed': params['token_embed'] | {'table': table}}
     for kind, given in (
         ('class', {'label': [0, 5], 'guidance': 2.0}),
         ('inpaint', {'cond': images(2), 'cond_valid': np.ones((2, 256), bool)}),
         ('inpaint|super_resolution', {'cond': images(2, 16)}),
         ('super_resolution+class', both),
         ('super_resolution|class', both | {'label_valid': [True, False]}),
+        ('super_resolution+text|text', {'cond': images(2, 16), 'text': ['seven', '']}),
     ):
         assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2
+    by_text = jit_jax.sample(model('text'), params, KEY, 2, text='七')
+    tokens = np.array([list('七'.encode())] * 2)
+    by_bytes = jit_jax.sample(model('text'), params, KEY, 2, cond_tokens=tokens)
+    assert np.abs(by_text.astype(int) - by_bytes).max() <= 1
+    assert np.abs(by_text.astype(int) - jit_jax.sample(model('text'), params, KEY, 2)).max() > 2
 
 
 def test_pictures_in_and_out(model, params):

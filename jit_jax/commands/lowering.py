@@ -17,6 +17,7 @@ from jit_jax.hardware.analysis import Analysis, analyse
 from jit_jax.hardware.roofline import ASSUMES
 from jit_jax.hardware.topologies import Target
 from jit_jax.model import sharding
+from jit_jax.recipe import kinds
 from jit_jax.recipe.build import Programs
 from jit_jax.training import step
 
@@ -151,6 +152,10 @@ def shapes_of_a_batch(config: ConfigDict, rows: int | None = None) -> dict:
     batch = {'image': image, 'label': jax.ShapeDtypeStruct((rows,), np.int32)}
     if config.data.kind == 'pairs':
         batch['cond'] = image
+    tokens = kinds.text_tokens(config)
+    if tokens:
+        batch['tokens'] = jax.ShapeDtypeStruct((rows, tokens), np.uint8)
+        batch['token_count'] = jax.ShapeDtypeStruct((rows,), np.int32)
     return batch
 
 

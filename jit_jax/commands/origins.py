@@ -41,6 +41,7 @@ def define_flags(parser: command_line.Parser) -> None:
         metavar='PICTURES',
         help='ordinary pictures, of which the condition is made as in training',
     )
+    add('--text', action='append', help='a caption; several flags are taken in turn')
     add('--kind', default='', help='which kind of condition, where the run learned several: edges')
     add(
         '--start',
@@ -96,6 +97,9 @@ def asked_for(args: argparse.Namespace, model: trained.Model) -> Asked:
         given, said = photographs.condition_rows(config, paths, args.num, **how)
     if args.label:
         given['label'] = load_labels(args.label, args.num, model)
+    if args.text:
+        captions = [args.text[i % len(args.text)] for i in range(args.num)]
+        given |= inputs.caption_tokens(config, args.num, captions, prefix='--')
     if args.photographs:
         return from_photographs(args, model, given, said)
     if given:

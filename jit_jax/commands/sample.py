@@ -6,6 +6,7 @@ examples:
   jit-jax sample --workdir=runs/cond --cond=holed.png --out=out.png  # fills in what is transparent
   jit-jax sample --workdir=runs/cond --from=photo.jpg --out=out.png  # cuts the hole, then fills it
   jit-jax sample --workdir=runs/uncond --from=photo.jpg --start=0.4  # begins from a noised photo
+  jit-jax sample --workdir=runs/cond-digits_text --text="a seven or a two"
   jit-jax sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
   jit-jax sample --workdir=runs/uncond --trajectory=10 --out=path.png   # one image, from noise
 

@@ -4,6 +4,13 @@ Hosts ship uint8 numpy arrays; nothing here touches a device.
 """
 
 from jit_jax.data.arrays import InMemory, from_arrays, in_memory
+from jit_jax.data.captions import (
+    VOCABULARY,
+    decode_caption,
+    encode_caption,
+    to_tokens,
+    with_caption,
+)
 from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.palette import PALETTES
 from jit_jax.data.pipeline import eval_batches, train_batches
@@ -13,6 +20,7 @@ from jit_jax.data.sources import KINDS, Source, absolute, open_source
 
 __all__ = [
     'HOLDOUTS',
+    'VOCABULARY',
     'KINDS',
     'PALETTES',
     'InMemory',
@@ -21,10 +29,14 @@ __all__ = [
     'center_crop',
     'condition_image',
     'decode',
+    'decode_caption',
+    'encode_caption',
     'eval_batches',
     'from_arrays',
     'in_memory',
     'open_source',
     'remarks',
+    'to_tokens',
     'train_batches',
+    'with_caption',
 ]

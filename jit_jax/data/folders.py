@@ -16,6 +16,7 @@ def open_folder(root: Path, split: str, holdout: str) -> Records:
 
     The class of an image is the path of its folder ('parent/child'), or what a metadata.jsonl in
     the folder says; images in `root` itself have none. A label means the same in every split.
+    Captions are what metadata.jsonl says, or the lines of name.txt beside name.png.
 
     Raises:
       UserError: without images, for images beside folders, or a class that training lacks.
@@ -38,9 +39,15 @@ def _list_folder(root: Path, folder: Path) -> Listing:
     if described is not None:
         return metadata.list_folder(described, folder)
     files, ignored = images_in(folder)
-    examples = [
-        Example((os.path.join(folder, file),), sys.intern(os.path.dirname(file))) for file in files
-    ]
+    has_text = 'ending in .txt' in ignored
+    examples = []
+    for file in files:
+        path, captions = os.path.join(folder, file), ()
+        beside = os.path.splitext(path)[0] + '.txt'
+        if has_text and os.path.isfile(beside):
+            captions = beside
+            ignored['ending in .txt'] -= 1
+        examples.append(Example((path,), sys.intern(os.path.dirname(file)), captions))
     return Listing(examples, ignored)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from jit_jax.data.captions import Captions
 from jit_jax.data.records import Records, if_few, in_classes
 from jit_jax.errors import UserError
 
@@ -18,10 +19,13 @@ EVERY = f'every {HELD_OUT}th'  # how they were chosen: spread among the others
 
 
 class Example(NamedTuple):
-    """The files of one example, and the name of its class, '' for none."""
+    """The files of one example, the name of its class, '' for none, and what is said about it: the
+    captions themselves, or the path of a file with one in each line.
+    """
 
     paths: tuple[str, ...]
     label: str | int = ''
+    captions: tuple[str, ...] | str = ()
 
 
 class Listing(NamedTuple):
@@ -78,18 +82,39 @@ class Division:
         names = tuple(str(name) for name in classes)
         summary = (
             f'{self.root}: {len(self.train):,} {noun} for training, {len(self.test):,} held out '
-            f'({self.how}){in_classes(names)}{details}{_list_ignored(self.ignored)}'
+            f'({self.how}){in_classes(names)}{details}{_with_captions(self.train)}'
+            f'{_list_ignored(self.ignored)}'
             f'{if_few(len(self.train))}.'
         )
 
         def read(i):
-            paths, label = examples[i]
-            return dict(zip(images, paths, strict=True)), number[label]
+            paths = dict(zip(images, examples[i].paths, strict=True))
+            return paths, number[examples[i].label]
 
         def name(i):
             return ' + '.join(examples[i].paths)
 
-        return Records(len(examples), images, read, name, names, summary, held_out=self.how)
+        def said(i):
+            return captions_of(examples[i])
+
+        captions = None
+        if any(example.captions for example in examples):
+            captions = Captions(said)
+        return Records(len(examples), images, read, name, names, summary, self.how, captions)
+
+
+def captions_of(example: Example) -> tuple[str, ...]:
+    """The captions of an example. Raises UserError for a file that is no text."""
+    if not isinstance(example.captions, str):
+        return example.captions
+    try:
+        lines = Path(example.captions).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'{example.captions} cannot be read as text ({error}): write a caption in each line, '
+            'in UTF-8.'
+        ) from error
+    return tuple(line for line in lines if line.strip())
 
 
 def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Division:
@@ -185,6 +210,11 @@ def images_in(folder: Path) -> tuple[list[str], Counter]:
 
 def _images(files: list[str]) -> list[str]:
     return [file for file in files if os.path.splitext(file)[1].lower() in ENDINGS]
+
+
+def _with_captions(examples: list[Example]) -> str:
+    count = sum(bool(example.captions) for example in examples)
+    return f', {count:,} with captions' if count else ''
 
 
 def _list_ignored(ignored: Counter) -> str:

@@ -1,7 +1,7 @@
 """metadata.jsonl beside images: the layout that Hugging Face calls imagefolder.
 
 Each line is a JSON object with `file_name`, relative to the file itself, and perhaps `label`, a
-name or a number. Other columns, such as `text`, condition nothing here and are ignored.
+name or a number, and `text`, a caption or a list of them. Other columns are ignored.
 """
 
 import json
@@ -28,13 +28,14 @@ def list_folder(path: Path, folder: Path) -> Listing:
 
     Raises:
       UserError: for a line that is no JSON object with `file_name`, names an image that is not
-        there or was named before, or for labels of which some are names and some numbers.
+        there or was named before, for labels of which some are names and some numbers, or a `text`
+        that is no text.
     """
     present, ignored = images_in(folder)
     if path.parent == folder:
         ignored[f'ending in {path.suffix}'] -= 1
     images = {os.path.normpath(os.path.join(folder, file)) for file in present}
-    labels, columns = {}, Counter()
+    labels, captions, columns = {}, {}, Counter()
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         if not line.strip():
             continue
@@ -46,12 +47,14 @@ def list_folder(path: Path, folder: Path) -> Listing:
             problem = 'named twice' if file in labels else 'not there, or not an image'
             raise UserError(f'{path}, line {number}: {file} is {problem}: remove or mend the line.')
         labels[file] = row['label'] if 'label' in row else ''
-        columns.update(row.keys() - {'file_name', 'label'})
+        captions[file] = _captions(path, number, row)
+        columns.update(row.keys() - {'file_name', 'label', 'text'})
     _check_labels(path, labels)
     ignored['that metadata.jsonl does not list'] += len(images) - len(labels)
     for column in columns:
         ignored[f'values of {column!r} in metadata.jsonl'] += columns[column]
-    return Listing([Example((file,), labels[file]) for file in sorted(labels)], ignored)
+    examples = [Example((file,), labels[file], captions[file]) for file in sorted(labels)]
+    return Listing(examples, ignored)
 
 
 def _row(path: Path, number: int, line: str) -> dict:
@@ -62,6 +65,17 @@ def _row(path: Path, number: int, line: str) -> dict:
     if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
         raise UserError(f'{path}, line {number} has no "file_name": add it.')
     return row
+
+
+def _captions(path: Path, number: int, row: dict) -> tuple[str, ...]:
+    """Raises UserError for a `text` that is neither a caption nor a list of them."""
+    text = row['text'] if 'text' in row else []
+    captions = [text] if isinstance(text, str) else text
+    if not isinstance(captions, list) or not all(isinstance(one, str) for one in captions):
+        raise UserError(
+            f'{path}, line {number}: "text" is a caption or a list of captions: mend it.'
+        )
+    return tuple(captions)
 
 
 def _is_below(file: str, folder: Path) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from absl import logging
 
+from jit_jax.data import captions
 from jit_jax.errors import UserError
 
 
@@ -44,8 +45,9 @@ def train_batches(
 
     Returns:
       An iterator over dicts of arrays with b = batch_size / process_count rows: 'image' uint8
-      [b, S, S, C], 'label' int32 [b], and for pairs 'cond' uint8 [b, S, S, C]. Its `close()` ends
-      the threads.
+      [b, S, S, C], 'label' int32 [b], for pairs 'cond' uint8 [b, S, S, C], and where the source has
+      captions one of each row's, 'tokens' uint8 [b, m] and 'token_count' int32 [b]. Its `close()`
+      ends the threads.
 
     Raises:
       UserError: when the numbers do not fit; the iterator, when too many examples are broken.
@@ -60,6 +62,8 @@ def train_batches(
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if flip:
         stream = stream.random_map(_flip)  # keyed by the position in the stream
+    if getattr(source, 'tokens', 0):
+        stream = stream.random_map(_any_caption)  # as is this
     batches = stream.batch(rows, drop_remainder=True)
     return _read(batches[process_index::process_count][start_step:], threads, prefetch)
 
@@ -82,7 +86,8 @@ def eval_batches(
     Returns:
       An iterator over batches as in `train_batches`, plus 'weight' float32 [b]: 1 for an example,
       0 for what fills the last batch or stands in for a broken example. So weights sum to the
-      number of intact examples, for any batch size and number of processes.
+      number of intact examples, for any batch size and number of processes. Of several captions
+      example i shows number i.
 
     Raises:
       UserError: as in `train_batches`.
@@ -130,13 +135,19 @@ def _flip(example, rng):
     """Mirrors all images of an example, or none."""
     if rng.random() < 0.5:
         return example
-    return {key: value[:, ::-1] if np.ndim(value) else value for key, value in example.items()}
+    is_image = {key: np.ndim(value) == 3 for key, value in example.items()}
+    return {key: value[:, ::-1] if is_image[key] else value for key, value in example.items()}
+
+
+def _any_caption(example, rng):
+    """One of the captions of an example, each as often."""
+    return captions.with_caption(example, rng.integers(len(example['tokens'])))
 
 
 def _weighted(source, index):
     """Example `index`, weighing 1; past the end and for a broken one, another that weighs 0."""
     example = source.load(index) if index < len(source) else None
     if example is not None:
-        return example | {'weight': np.float32(1)}
+        return captions.with_caption(example, index) | {'weight': np.float32(1)}
     stand_in = source.intact_or_blank(min(index, len(source) - 1))
-    return stand_in | {'weight': np.float32(0)}
+    return captions.with_caption(stand_in, index) | {'weight': np.float32(0)}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jit_jax.data.captions import Captions
+
 FEW = 100  # with fewer training images, a model soon repeats them
 
 
@@ -18,6 +20,7 @@ class Records:
       classes: the names of the class numbers in order; empty without labels.
       summary: what was found, in one line.
       held_out: how the examples for testing were chosen; '' where that is not known here.
+      captions: what is said about them; None for nothing.
     """
 
     count: int
@@ -27,6 +30,7 @@ class Records:
     classes: tuple[str, ...]
     summary: str
     held_out: str = ''
+    captions: Captions | None = None
 
 
 def in_classes(classes: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 from absl import logging
 
-from jit_jax.data import preprocess
+from jit_jax.data import captions, preprocess
 from jit_jax.data.folders import open_folder
 from jit_jax.data.listing import existing_folder
 from jit_jax.data.pairs import open_pairs
@@ -33,6 +33,7 @@ def open_source(
     max_broken: float = 0.01,
     holdout: str = 'spread',
     palette: str = '',
+    tokens: int = 0,
 ) -> 'Source':
     """Opens a source of examples, and tries to read one.
 
@@ -57,6 +58,7 @@ def open_source(
       holdout: which twentieth: 'spread', every 20th file in sorted order, or 'tail', the last
         ones, for frames of a video, which resemble their neighbours.
       palette: 'voc' where the condition images of pairs hold numbers of classes, which get colours.
+      tokens: the most bytes of a caption, of which examples then hold all; 0 for no captions.
 
     Raises:
       UserError: when there is nothing to read, or nothing that fits the description.
@@ -70,6 +72,7 @@ def open_source(
         channels=channels,
         max_broken=max_broken,
         palette=palette,
+        tokens=tokens,
     )
 
 
@@ -102,7 +105,8 @@ class Source:
     """Random access to examples.
 
     An example is {'image': uint8 [S, S, C], 'label': int32, −1 for none}, and 'cond' for pairs,
-    which is like 'image'.
+    which is like 'image'; and 'tokens' and 'token_count' where its captions are asked for, as
+    `captions.to_tokens` makes them.
 
     Attributes:
       classes: the names of the labels in order; empty without labels.
@@ -111,6 +115,7 @@ class Source:
       images: the names of the images in an example.
       held_out: how those for testing were chosen, as `Records.held_out`.
       palette: the colours that the numbers in its condition images get; '' for none.
+      tokens: how many of a caption there are in an example, 0 for no captions.
 
     Raises:
       UserError: for other channels than 1 and 3, or when none of a few examples can be read.
@@ -124,6 +129,7 @@ class Source:
         channels: int,
         max_broken: float,
         palette: str = '',
+        tokens: int = 0,
     ):
         if channels not in (1, 3) or image_size < 1:
             raise UserError(
@@ -138,6 +144,9 @@ class Source:
         self._broken = {}
         self._allowed = max(1, int(max_broken * records.count)) if max_broken else 0
         self._lock = threading.Lock()
+        self.tokens = 0
+        if tokens:
+            self.tokens = captions.slots_for(records.captions, records.count, tokens)
         self.summary = records.summary
         self._try_some()
 
@@ -175,7 +184,7 @@ class Source:
         """Returns an example that shows nothing: gray, without a label."""
         shape = (self._image_size, self._image_size, self._channels)
         images = {name: np.full(shape, 128, np.uint8) for name in self.images}
-        return images | {'label': np.int32(-1)}
+        return images | {'label': np.int32(-1)} | self._captions(())
 
     def intact_or_blank(self, index) -> dict[str, np.ndarray]:
         """Returns example `index` counted in a circle, or the next intact one; a blank one where
@@ -200,7 +209,11 @@ class Source:
             )
             for key, image in encoded.items()
         }
-        return arrays | {'label': np.int32(label)}
+        said = self._records.captions.read(index) if self.tokens else ()
+        return arrays | {'label': np.int32(label)} | self._captions(said)
+
+    def _captions(self, said) -> dict[str, np.ndarray]:
+        return captions.to_tokens(said, self.tokens) if self.tokens else {}
 
     def _try_some(self) -> None:
         """Raises UserError unless one of a few examples can be read; none counts as broken."""

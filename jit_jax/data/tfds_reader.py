@@ -2,8 +2,13 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from jit_jax.data import digit_captions
+from jit_jax.data.captions import Captions
 from jit_jax.data.records import Records, in_classes
 from jit_jax.errors import UserError
 
@@ -50,7 +55,13 @@ def open_digits(path, split: str) -> Records:
             f'The digits cannot be written to {directory} ({error}): give another path as '
             '--config.data.path=FOLDER.'
         ) from error
-    return read_version(folder, split, again='start again')
+    records = read_version(folder, split, again='start again')
+
+    def read(i):
+        _, digit = records.read(i)
+        return digit_captions.captions(int(digit), i)
+
+    return replace(records, captions=Captions(read))
 
 
 def tfds_directory(path) -> Path:
@@ -84,7 +95,8 @@ def read_version(folder: Path, split: str, *, again: str) -> Records:
     def name(i):
         return f'example {i} of split {split!r} in {folder}'
 
-    return Records(count, ('image',), read, name, classes, summary)
+    captions = _captions(info, examples)
+    return Records(count, ('image',), read, name, classes, summary, captions=captions)
 
 
 def _newest_version(folder: Path, build: str) -> Path:
@@ -149,6 +161,27 @@ def _columns(info, folder: Path) -> tuple[str, str | None]:
             f'{", ".join(info.features)}.'
         )
     return image, _only(info, tfds.features.ClassLabel, 'label')
+
+
+def _captions(info, examples) -> Captions | None:
+    """What the feature of text says: one caption, or a sequence of them; None without one."""
+    import tensorflow_datasets as tfds
+
+    def says(feature):
+        within = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        return isinstance(within, tfds.features.Text)
+
+    found = [key for key, feature in info.features.items() if says(feature)]
+    named = [key for key in ('text', 'caption', 'captions') if key in found]
+    keys = named[:1] or found
+    if len(keys) != 1:
+        return None
+
+    def read(i):
+        said = np.ravel(np.asarray(examples[i][keys[0]], object))
+        return [one.decode() if isinstance(one, bytes) else one for one in said]
+
+    return Captions(read, listed=False)
 
 
 def _only(info, kind: type, name: str) -> str | None:

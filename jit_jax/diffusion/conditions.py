@@ -3,8 +3,8 @@ model gets about x.
 
 x is float32 [B, H, H, C] in [−1, 1]; `batch` holds what the data set ships beside the image, on the
 device. Conditioning is a dict of keywords of `JiT.__call__`: `cond` [B, Hc, Wc, C], `cond_valid`
-bool [B, n], `label` int32 [B] … To add a condition, write such a function and name it in KINDS;
-`config.condition.kind` then takes it.
+bool [B, n], `label` int32 [B], `cond_tokens` … To add a condition, write such a function and name
+it in KINDS; `config.condition.kind` then takes it.
 """
 
 import difflib
@@ -120,6 +120,16 @@ def pairs(x, batch, key) -> Conditioning:
     return {'cond': from_uint8(batch['cond'])}
 
 
+def text(x, batch, key) -> Conditioning:
+    """What is said about x: the bytes of a caption, or embeddings that were made of it."""
+    tokens, count = batch['tokens'], batch['token_count']
+    if jnp.issubdtype(tokens.dtype, jnp.integer):
+        tokens = tokens.astype(jnp.int32)
+    live = jnp.arange(tokens.shape[1]) < count[:, None]
+    return {'cond_tokens': tokens, 'cond_tokens_valid': live}
+
+
+WITHOUT_IMAGE = {'class', 'text'}
 KINDS = {
     'super_resolution': super_resolution,
     'grayscale': grayscale,
@@ -132,6 +142,7 @@ KINDS = {
     'strokes': strokes,
     'class': class_label,
     'pairs': pairs,
+    'text': text,
 }
 
 
@@ -233,7 +244,17 @@ def _either(made: list[Conditioning], choice, x) -> Conditioning:
         none = jnp.zeros(len(x), jnp.int32)
         merged['label'] = _pick([one.get('label', none) for one in made], choice)
         merged['label_valid'] = jnp.asarray(['label' in one for one in made])[choice]
+    if any('cond_tokens' in one for one in made):
+        merged |= _either_tokens(made, choice)
     return merged
+
+
+def _either_tokens(made: list[Conditioning], choice) -> Conditioning:
+    """The tokens of a text: the same in all options that have them, dead in the others."""
+    speaking = ['cond_tokens' in one for one in made]
+    one = made[speaking.index(True)]
+    live = one['cond_tokens_valid'] & jnp.asarray(speaking)[choice][:, None]
+    return {'cond_tokens': one['cond_tokens'], 'cond_tokens_valid': live}
 
 
 def _pick(arrays: list, choice):
@@ -268,7 +289,7 @@ def _either_image(made: list[Conditioning], choice, x) -> Conditioning:
 def drop(conditioning: Conditioning, key, rate: float, *, p: int, null_class: int) -> Conditioning:
     """Takes its whole condition from each row with probability `rate`.
 
-    Patches (of p pixels a side) become dead, labels the null class.
+    Patches (of p pixels a side) and tokens become dead, labels the null class.
     """
     B = len(next(iter(conditioning.values())))
     lost = jax.random.bernoulli(key, rate, (B,))
@@ -277,6 +298,9 @@ def drop(conditioning: Conditioning, key, rate: float, *, p: int, null_class: in
         n = math.prod(condition_grid(kept['cond'].shape, p))
         valid = kept.get('cond_valid', jnp.ones((B, n), bool))
         kept['cond_valid'] = valid & ~lost[:, None]
+    if 'cond_tokens' in kept:
+        valid = kept.get('cond_tokens_valid', jnp.ones(kept['cond_tokens'].shape[:2], bool))
+        kept['cond_tokens_valid'] = valid & ~lost[:, None]
     if 'label' in kept:
         kept['label'] = jnp.where(lost, null_class, kept['label'])
     return kept
@@ -285,7 +309,7 @@ def drop(conditioning: Conditioning, key, rate: float, *, p: int, null_class: in
 def null(conditioning: Conditioning, null_class: int) -> Conditioning:
     """The same rows without their condition, for the null branch of guidance.
 
-    No patches at all, and the null class for rows with a label.
+    No patches or tokens at all, and the null class for rows with a label.
     """
     if 'label' not in conditioning:
         return {}

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jit_jax import data
 from jit_jax.diffusion.conditions import choose
 from jit_jax.recipe import build
 from jit_jax.recipe.kinds import condition, each_row
@@ -22,7 +23,7 @@ def examples(
         return {}, None
     source = build.source(config, 'test') if source is None else source
     index = range(start, start + count)
-    rows = [source.intact_or_blank(i) for i in index]
+    rows = [data.with_caption(source.intact_or_blank(i), i) for i in index]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     conditioning = each_row(batch, jax.random.key(seed), np.asarray(index), condition(config))
     return jax.tree.map(np.asarray, conditioning), batch['image']

@@ -41,7 +41,7 @@ class Files:
 
 def has_condition_image(config: dict) -> bool:
     """Whether a run's condition has an image in it."""
-    return bool(conditions.kinds(config['condition']['kind']) - {'class'})
+    return bool(conditions.kinds(config['condition']['kind']) - conditions.WITHOUT_IMAGE)
 
 
 def measurable(config: dict, inception: str = '') -> list[str]:

@@ -97,7 +97,7 @@ def _add_newest(page: Document, workdir: str, config: dict) -> None:
     if not grids:
         return
     step = max(grids)
-    triples = bool(conditions.kinds(config['condition']['kind']) - {'class'})
+    triples = bool(conditions.kinds(config['condition']['kind']) - conditions.WITHOUT_IMAGE)
     note = f'Step {step}; condition | result | truth, of held-out images.'
     page.section('The newest samples', note if triples else f'Step {step}.')
     newest = enlarged(grids[step], WIDE)  # of an older run, whose grids were small

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jit_jax import data
 from jit_jax.diffusion import conditions
 from jit_jax.diffusion.generate import compiled_sampler, noise
 from jit_jax.evaluation import held_out
@@ -69,7 +70,8 @@ def sheet(
 
     With a condition image each is condition · result · truth. The truth is left out where that is
     None, and what sampling began from, uint8 as `images`, stands in its place if it is given.
-    Below a sample stand its kind of condition, where `kinds` names one for each, and its class.
+    Below a sample stand its kind of condition, where `kinds` names one for each, its class, and its
+    caption.
     """
     columns = max(1, round(len(images) ** 0.5))
     heads, parts = (), {'result': images}
@@ -96,6 +98,10 @@ def captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
         for line, label, is_said in zip(lines, conditioning['label'], said, strict=True):
             if is_said:
                 line.append(names.get(int(label), str(label)))
+    if 'cond_tokens' in conditioning and conditioning['cond_tokens'].ndim == 2:  # bytes
+        live = conditioning['cond_tokens_valid']
+        for line, tokens, is_live in zip(lines, conditioning['cond_tokens'], live, strict=True):
+            line += filter(None, [data.decode_caption(tokens[is_live])])
     joined = [' · '.join(line) for line in lines]
     return joined if any(joined) else []
 

@@ -72,12 +72,16 @@ def tiles(conditioning: dict, model, rows: int, side: int) -> np.ndarray:
 
 def mask(conditioning: dict, model, rows: int) -> np.ndarray:
     """`valid`, bool [rows, 512], of a batch as the model makes it from its conditioning."""
-    cond_valid = label_valid = None
+    parts, label_valid = [], None
     if 'cond' in conditioning:
         n = math.prod(sequence.condition_grid(conditioning['cond'].shape, model.patch))
-        cond_valid = conditioning.get('cond_valid', np.ones((rows, n), bool))
+        parts.append(conditioning.get('cond_valid', np.ones((rows, n), bool)))
+    if 'cond_tokens' in conditioning:
+        m = conditioning['cond_tokens'].shape[1]
+        parts.append(conditioning.get('cond_tokens_valid', np.ones((rows, m), bool)))
     if 'label' in conditioning:
         label_valid = conditioning.get('label_valid', np.ones(rows, bool))
+    cond_valid = np.concatenate(parts, 1) if parts else None
     return sequence.slot_mask(rows, cond_valid, label_valid, model.class_tokens)
 
 

@@ -18,7 +18,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import forward_multiply_adds, size, slot_counts
 from jit_jax.recipe import auto
 from jit_jax.recipe.checks import check, condition_slots
-from jit_jax.recipe.kinds import condition
+from jit_jax.recipe.kinds import condition, text_tokens
 from jit_jax.training import optimizer, state
 from jit_jax.training.ema import EMA
 from jit_jax.training.step import Recipe, train_step
@@ -80,8 +80,12 @@ def run(config: ConfigDict, memory: data.InMemory | None = None) -> Run:
     Raises UserError, in one sentence, before any compute is spent.
     """
     check(config)
+    train = source(config, 'train', memory=memory)
+    if train.tokens:  # no more than the longest caption takes
+        config = config.copy_and_resolve_references()
+        config.condition.tokens = train.tokens
     built = programs(config, mesh(config))
-    train, test = source(config, 'train', memory=memory), source(config, 'test', memory=memory)
+    test = source(config, 'test', memory=memory)
     classes = config.model.num_classes
     if 'class' in config.condition.kind and not 0 < len(train.classes) <= classes:
         raise UserError(
@@ -123,7 +127,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
     sharding.check_mesh(mesh, shapes.params)
     places = state_places(config, shapes, mesh)
     backends = attention_backends(config, recipe.model, mesh)
-    n, labelled = condition_slots(config)
+    patches, tokens, labelled = condition_slots(config)
     return Programs(
         config=config,
         recipe=recipe,
@@ -135,7 +139,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         like=jax.tree.map(placed, shapes, places),
         attention=backends,
         remarks=remarks(config, recipe.model, mesh, backends, shapes),
-        flops=6 * forward_multiply_adds(recipe.model, n, labelled=labelled),
+        flops=6 * forward_multiply_adds(recipe.model, patches, tokens, labelled=labelled),
     )
 
 
@@ -194,6 +198,7 @@ def source(
         'channels': m['channels'],
         'max_broken': d['max_broken'],
         'palette': palette(config),
+        'tokens': text_tokens(config),
     }
     if memory is not None:
         return memory.source(split, holdout, **pixels)
@@ -258,10 +263,10 @@ def jit_step(recipe: Recipe, mesh, places) -> Callable:
 def attention_backends(config: ConfigDict, model: JiT, mesh) -> str:
     """The attention backends of the step. Raises UserError where the one asked for cannot run."""
     rows, head_width = config.batch_size // config.accumulate, model.width // model.heads
-    n, labelled = condition_slots(config)
+    patches, tokens, labelled = condition_slots(config)
     chosen = []
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        for slots in slot_counts(model, n, labelled=labelled):
+        for slots in slot_counts(model, patches + tokens, labelled=labelled):
             shape = (rows, slots, model.heads, head_width)
             chosen.append(attention.choose(model.attention, model.dtype, shape))
     return ', '.join(dict.fromkeys(chosen))

@@ -57,6 +57,7 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'data.threads': 0,
     'data.prefetch': 0,
     'condition.factor': 1,
+    'condition.tokens': 1,
     'optimizer.warmup': 0,
     'checkpoint.every': 1,
     'checkpoint.keep_last': 1,
@@ -130,11 +131,14 @@ def lookup(config, key: str) -> object:
     return value
 
 
-def condition_slots(config) -> tuple[int, bool]:
-    """The condition patches of the programs of a config, and whether class tokens enter."""
+def condition_slots(config) -> tuple[int, int, bool]:
+    """The condition patches and tokens of the programs of a config, and whether class tokens
+    enter.
+    """
     options = kinds.options(config).values()
     patches = [_patches(config, option) for option in options]
-    return max(patches, default=0), any('label' in option for option in options)
+    labelled = any('label' in option for option in options)
+    return max(patches, default=0), kinds.text_tokens(config), labelled
 
 
 def _patches(config, option: dict) -> int:
@@ -239,14 +243,33 @@ def _check_condition(config):
         raise UserError(
             f'config.condition.factor must divide {sequence.GRID} patches; got {c["factor"]}.'
         )
+    if 'text' in named:
+        _check_text(config)
     for name, option in kinds.options(config).items():
         patches = _patches(config, option)
+        if 'cond_tokens' in option:
+            patches += c['tokens']
         if 'label' in option and patches + tokens > sequence.COND.stop:
             raise UserError(
                 f'config.condition.kind: {name} is {patches} patches and {tokens} '
                 f'class tokens, which do not fit in {sequence.COND.stop} slots; join them by | '
                 '(either) or make the condition smaller.'
             )
+
+
+def _check_text(config):
+    """What text needs of the model, and room for it beside the images."""
+    if not config['model']['token_width'] or config['model']['vocabulary'] != data.VOCABULARY:
+        raise UserError(
+            'config.condition.kind with text is made of bytes; set config.model.token_width (64 '
+            f'for a small model) and config.model.vocabulary={data.VOCABULARY}.'
+        )
+    patches, tokens, _ = condition_slots(config)
+    if patches + tokens > sequence.COND.stop:
+        raise UserError(
+            f'config.condition.kind: {patches} patches and config.condition.tokens={tokens} do not '
+            f'fit in {sequence.COND.stop} slots; lower it, or make the condition image smaller.'
+        )
 
 
 def _is_whole(value) -> bool:

@@ -11,13 +11,20 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jit_jax import data
+from jit_jax.diffusion import conditions
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import COND, GRID, condition_grid
 from jit_jax.recipe import kinds
 
-NEEDS = {'cond_valid': 'cond', 'cond_grid': 'cond', 'label_valid': 'label'}
+NEEDS = {
+    'cond_valid': 'cond',
+    'cond_grid': 'cond',
+    'label_valid': 'label',
+    'cond_tokens_valid': 'cond_tokens',
+}
 
 
 def check_settings(
@@ -68,6 +75,42 @@ def check_conditioning(
         _check_label(given, net, learned, config, prefix)
     if 'cond' in given and 'label' in given:
         _check_both(given, net, learned, config, prefix)
+    if 'cond_tokens' in given:
+        _check_tokens(given, learned, config, prefix)
+
+
+def caption_tokens(
+    config: dict, num: int, text: str | Sequence[str], *, prefix: str = ''
+) -> dict[str, np.ndarray]:
+    """Captions, one for each of `num` images or the same for all, as `cond_tokens` and
+    `cond_tokens_valid`.
+
+    Raises UserError for a run that learned no text, for other numbers of captions, and for one that
+    is longer than any the run has learned.
+    """
+    m = kinds.text_tokens(config)
+    if not m or not config['model']['vocabulary']:
+        raise UserError(
+            f'{prefix}text: this run learned no captions of bytes '
+            f'(config.condition.kind={config["condition"]["kind"]}); leave it out.'
+        )
+    captions = [text] * num if isinstance(text, str) else list(text)
+    if len(captions) != num:
+        raise UserError(
+            f'{prefix}text has {len(captions)} captions for {num} images; give one each.'
+        )
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise UserError(f'{prefix}text is captions; got {caption!r}.')
+        count = len(data.encode_caption(caption))
+        if count > m:
+            raise UserError(
+                f'{prefix}text: {caption!r} is {count} bytes, and this run learned at most {m}; '
+                'shorten it.'
+            )
+    rows = [data.to_tokens([caption], m) for caption in captions]
+    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return {name: np.asarray(array) for name, array in conditions.text(None, batch, None).items()}
 
 
 def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix: str = '') -> None:
@@ -88,7 +131,9 @@ def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix:
             '(config.condition.drop=0); leave it out.'
         )
     if not given:
-        raise UserError(f'{prefix}guidance needs a condition; give {prefix}cond or {prefix}label.')
+        raise UserError(
+            f'{prefix}guidance needs a condition; give {prefix}cond, {prefix}label or {prefix}text.'
+        )
 
 
 def _check_image(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
@@ -157,6 +202,35 @@ def _check_both(given: dict, net: JiT, learned: list[dict], config: dict, prefix
             f'{prefix}cond and {prefix}label: {n} patches and {net.class_tokens} class tokens do '
             f'not fit in {GRID * GRID} slots; leave one of them out.'
         )
+
+
+def _check_tokens(given: dict, learned: list[dict], config: dict, prefix: str) -> None:
+    tokens, kind = given['cond_tokens'], config['condition']['kind']
+    shapes = [option['cond_tokens'] for option in learned if 'cond_tokens' in option]
+    if not shapes:
+        raise UserError(
+            f'{prefix}cond_tokens: this run learned no text (config.condition.kind={kind}); '
+            'leave it out.'
+        )
+    like, got = shapes[0], f'{tokens.dtype} {list(tokens.shape)}'
+    most, rest = like.shape[1], like.shape[2:]
+    numbers = np.issubdtype(like.dtype, np.integer)
+    fits = tokens.ndim == like.ndim and tokens.shape[1] <= most and tokens.shape[2:] == rest
+    if not fits or np.issubdtype(tokens.dtype, np.integer) != numbers:
+        what = 'bytes' if numbers else 'embeddings'
+        shape = ', '.join(map(str, ('n', *rest)))
+        raise UserError(
+            f'{prefix}cond_tokens is {what} [{len(tokens)}, {shape}], n at most {most}; got {got}.'
+        )
+    if numbers and tokens.size and not 0 <= tokens.min() <= tokens.max() < data.VOCABULARY:
+        raise UserError(f'{prefix}cond_tokens is bytes, 0 to {data.VOCABULARY - 1}.')
+    for other in ('cond', 'label'):
+        together = any({other, 'cond_tokens'} <= option.keys() for option in learned)
+        if other in given and not together and f'{other}_valid' not in given:
+            raise UserError(
+                f'{prefix}{other} and a text: this run learned either, one at a time '
+                f'(config.condition.kind={kind}); leave one of them out.'
+            )
 
 
 def _is_finite(value) -> bool:

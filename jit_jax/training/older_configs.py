@@ -5,7 +5,8 @@ import json
 # Keys that came later, by section, and what runs without them did.
 ADDED = {
     'compute': {'deterministic': False, 'cache': ''},
-    'condition': {'degradations': 1, 'strength': [0.0, 1.0], 'module': ''},
+    'model': {'token_width': 0, 'vocabulary': 0},
+    'condition': {'degradations': 1, 'strength': [0.0, 1.0], 'module': '', 'tokens': 128},
     'data': {'holdout': 'spread', 'palette': ''},
 }
 

@@ -32,13 +32,16 @@ def test_labels_by_name_and_by_number(tmp_path):
 
 def test_one_file_at_the_root_and_what_it_leaves_out(tmp_path):
     write(tmp_path, {f'train/{i}.png': i for i in range(4)} | {'test/9.png': 9})
-    rows = [{'file_name': f'train/{i}.png', 'text': 'a photo', 'label': 'x'} for i in (2, 0)]
+    rows = [
+        {'file_name': f'train/{i}.png', 'text': 'a photo', 'credit': 'me', 'label': 'x'}
+        for i in (2, 0)
+    ]
     write_rows(tmp_path / 'metadata.jsonl', *rows, {'file_name': 'test/9.png', 'label': 'x'})
     source = open_gray('folder', tmp_path)
     assert levels(source) == [0, 2] and levels(open_gray('folder', tmp_path, 'test')) == [9]
     assert (
-        "2 that metadata.jsonl does not list, 2 values of 'text' in metadata.jsonl"
-        in source.summary
+        "2 with captions; ignored: 2 that metadata.jsonl does not list, 2 values of 'credit' in "
+        'metadata.jsonl' in source.summary
     )
 
 

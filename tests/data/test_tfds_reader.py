@@ -27,6 +27,7 @@ def tfds_dir(tmp_path_factory):
                 'picture': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
                 'kind': tfds.features.ClassLabel(names=['cat', 'dog']),
                 'id': tfds.features.Text(),
+                'captions': tfds.features.Sequence(tfds.features.Text()),
             }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
@@ -37,7 +38,9 @@ def tfds_dir(tmp_path_factory):
 
         def _generate_examples(self, count):
             for i in range(count):
-                yield i, {'picture': io.BytesIO(encode(PALETTE)), 'kind': i % 2, 'id': str(i)}
+                picture = io.BytesIO(encode(PALETTE))
+                captions = [f'cat {i}', 'Kätzchen'][: 1 + i % 2]
+                yield i, {'picture': picture, 'kind': i % 2, 'id': str(i), 'captions': captions}
 
     directory = tmp_path_factory.mktemp('tfds')
     Toy(data_dir=directory, file_format='array_record').download_and_prepare()
@@ -47,6 +50,13 @@ def tfds_dir(tmp_path_factory):
 def edit_info(folder, **changes):
     info = folder / 'dataset_info.json'
     info.write_text(json.dumps(json.loads(info.read_text()) | changes))
+
+
+def test_tfds_with_captions(tfds_dir):
+    source = data.open_source('tfds', path=tfds_dir / 'toy', split='test', image_size=8, tokens=24)
+    assert source.tokens == 24  # how long the longest is, is not known without reading all
+    said = [[bytes(row).rstrip(b'\0').decode() for row in example['tokens']] for example in source]
+    assert sorted(said) == [['cat 0'], ['cat 1', 'Kätzchen'], ['cat 2'], ['cat 3', 'Kätzchen']]
 
 
 def test_tfds_by_name_and_by_folder(tfds_dir, monkeypatch):

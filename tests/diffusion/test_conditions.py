@@ -15,6 +15,8 @@ B = 32
 PIXELS = np.random.default_rng(0).integers(0, 256, (B, 32, 32, 3), np.uint8)
 X = PIXELS / np.float32(127.5) - 1
 BATCH = {'image': PIXELS, 'label': np.arange(B, dtype=np.int32) % 7, 'cond': PIXELS[::-1]}
+COUNT = np.arange(B, dtype=np.int32) % 8
+BATCH |= {'tokens': PIXELS[:, 0, :8, 0], 'token_count': COUNT}
 HOLES = ('inpaint', 'outpaint', 'half', 'patches', 'strokes')
 
 
@@ -48,6 +50,11 @@ def test_every_kind_is_a_pure_function_that_shapes_fit(kind):
     conditioning = tell(kind)
     if kind == 'class':
         np.testing.assert_array_equal(conditioning['label'], BATCH['label'])
+        return
+    if kind == 'text':
+        np.testing.assert_array_equal(conditioning['cond_tokens'], BATCH['tokens'])
+        assert conditioning['cond_tokens'].dtype == np.int32
+        np.testing.assert_array_equal(conditioning['cond_tokens_valid'].sum(1), COUNT)
         return
     assert conditioning['cond'].dtype == np.float32 and np.abs(conditioning['cond']).max() <= 1.5
     assert conditioning['cond'].shape == (
@@ -195,6 +202,15 @@ def test_bar_is_either_row_by_row():
     assert (tell('super_resolution|inpaint|class', OTHER)['label_valid'] != labelled).any()
 
 
+def test_bar_gives_a_text_to_the_rows_that_have_it():
+    told = tell('super_resolution+text|class+text|edges')
+    told_valid, count = told['cond_tokens_valid'], told['cond_tokens_valid'].sum(1)
+    edges = ~told['label_valid'] & (told['cond_grid'] == GRID).all(1)
+    assert 5 <= edges.sum() <= 18 and not told_valid[edges].any()
+    np.testing.assert_array_equal(count[~edges], COUNT[~edges])
+    np.testing.assert_array_equal(told['cond_tokens'], BATCH['tokens'])
+
+
 def test_one_grid_needs_no_grid_of_its_own():
     assert tell('inpaint|edges').keys() == {'cond', 'cond_valid'}
 
@@ -218,14 +234,15 @@ def test_drop_rate(rate):
 
 
 def test_a_lost_row_is_exactly_the_null_and_the_others_are_as_they_were():
-    conditioning = tell('inpaint+class')
+    conditioning = tell('inpaint+class+text')
     after = dropped(conditioning, 0.5)
     lost = after['label'] == 7  # there is no label 7 in the batch
     assert 5 < lost.sum() < 27
     np.testing.assert_array_equal(
         after['label'][lost], np.asarray(null(conditioning, 7)['label'])[lost]
     )
-    assert not after['cond_valid'][lost].any()
+    assert not after['cond_valid'][lost].any() and not after['cond_tokens_valid'][lost].any()
+    assert null({'cond_tokens': 0, 'cond_tokens_valid': 0}, 7) == {}
     for name in conditioning:
         np.testing.assert_array_equal(after[name][~lost], conditioning[name][~lost])
     assert (

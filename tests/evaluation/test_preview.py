@@ -69,6 +69,15 @@ def test_classes_stand_below_their_images(holes):
     assert not np.array_equal(texts[0], texts[1])
 
 
+def test_captions_stand_below_their_images(holes):
+    images = np.full((2, 32, 32, 3), 255, np.uint8)
+    tokens = np.frombuffer(b'a sevena two..', np.uint8).reshape(2, 7)
+    live = np.arange(7) < np.array([[7], [5]])
+    spoken = {'cond_tokens': tokens.astype(np.int32), 'cond_tokens_valid': live}
+    expected = sheet(images, {'label': np.array([0, 1])}, None, holes[0].net, ['a seven', 'a two'])
+    np.testing.assert_array_equal(sheet(images, spoken, None, holes[0].net), expected)
+
+
 def test_the_kind_of_each_row_is_the_one_that_made_its_condition(holes):
     """In a mixed run, whose rows have dead slots in a rectangle, or a class and no image."""
     config = holes[0].config | {'condition': holes[0].config['condition'] | {'kind': MIXED}}

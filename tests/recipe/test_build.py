@@ -106,7 +106,7 @@ def test_a_run_trains_on_train_and_holds_out_test(monkeypatch):
 
     class Part:
         def __init__(self, split):
-            self.split, self.classes = split, ()
+            self.split, self.classes, self.tokens = split, (), 0
 
         def __len__(self):
             return 40

@@ -304,6 +304,9 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'data.max_broken': [-0.1],
         'data.holdout': ['head', ''],
         'data.palette': ['ade', None],
+        'model.token_width': [-1],
+        'model.vocabulary': [-1],
+        'condition.tokens': [0],
     }.items(),
 )
 def test_values_no_run_can_have(key, values):
@@ -318,6 +321,22 @@ def test_a_factor_that_leaves_no_whole_patches(factor):
     config = cond.get_config('imagenet256_b16')
     config.condition.factor = factor
     refused(config, 'condition.factor')
+
+
+def test_text_needs_a_model_of_bytes_and_room():
+    config = cond.get_config('digits_text')
+    assert checks.condition_slots(config) == (0, 128, False)
+    config.condition.kind = 'super_resolution+text|class'
+    assert checks.condition_slots(config) == (64, 128, True)
+    checks.check(config)
+    config.condition.tokens = 193
+    refused(config, 'condition.tokens=193')
+    config.condition.kind, config.condition.tokens = 'text+class', 250
+    refused(config, 'condition.kind')
+    for key, value in (('token_width', 0), ('vocabulary', 9)):
+        config = cond.get_config('digits_text')
+        config.model[key] = value
+        refused(config, 'model.token_width')
 
 
 def test_labels_need_classes():
@@ -357,7 +376,7 @@ def test_slots_are_counted_row_by_row(kind):
     config = cond.get_config('digits')
     config.condition.kind = kind
     checks.check(config)
-    assert checks.condition_slots(config) == (256, True)
+    assert checks.condition_slots(config) == (256, 0, True)
 
 
 def test_weights_to_start_from_must_be_there(tmp_path):

@@ -28,6 +28,10 @@ KEY = jax.random.key(7)
 random = np.random.default_rng(0)
 IMAGES = random.integers(0, 256, (8, 32, 32, 3), np.uint8)
 BATCH = {'image': IMAGES, 'label': np.arange(8, dtype=np.int32) % 5}
+BATCH |= {
+    'tokens': random.integers(0, 256, (8, 16), np.uint8),
+    'token_count': np.arange(1, 17, 2, dtype=np.int32),
+}
 
 
 def make_recipe(model, condition=lambda x, batch, key: {}, drop=0.5):
@@ -199,7 +203,8 @@ MESHES['in parts'] = ((2, 1, 1), 2)
 def tiny_config(shape):
     config = cond.get_config('digits')
     config.model.variant, config.model.num_classes, config.mesh = TINY, 5, shape
-    config.model.token_width = TOKEN_WIDTH
+    config.model.token_width, config.model.vocabulary = TOKEN_WIDTH, 256
+    config.condition.kind, config.condition.tokens = 'super_resolution+text|class', 16
     config.compute.scan = True
     config.condition.drop = 0.4
     config.optimizer.base_lr, config.optimizer.warmup = LR * 32, 2
@@ -224,6 +229,13 @@ def make_run(shape, accumulate=1):
 def runs():
     """Mesh → its run, built once."""
     return cache(lambda name: make_run(*MESHES[name]))
+
+
+@pytest.fixture(scope='module')
+def params(params):
+    """Those of the tiny model beside embeddings of 256 tokens."""
+    table = np.random.default_rng(3).standard_normal((256, TOKEN_WIDTH)).astype(np.float32)
+    return params | {'token_embed': params['token_embed'] | {'table': table}}
 
 
 @pytest.fixture(scope='module')
@@ -318,7 +330,8 @@ def test_frozen_tables_stay_and_condition_tables_move(trained):
     first, last = states[0].params, states[-1].params
     for table in ('rows', 'cols'):
         np.testing.assert_array_equal(last['target_embed'][table], first['target_embed'][table])
-        assert (last['cond_embed'][table] != first['cond_embed'][table]).all()
+        moved = last['cond_embed'][table] != first['cond_embed'][table]
+        assert moved[:8].all() and not moved[8:].any()  # a condition of 8×8 patches
 
 
 def test_training_is_deterministic_and_gives_its_old_state_away(runs, trained, params):
@@ -336,6 +349,8 @@ def test_training_is_deterministic_and_gives_its_old_state_away(runs, trained, p
 
 def test_every_mesh_starts_from_the_same_weights(runs, fresh):
     start = runs('all').init(jax.random.key(0))
+    table = start.params['token_embed'].pop('table')
+    assert np.std(table) == pytest.approx(0.02, rel=0.1)
     jax.tree.map(np.testing.assert_array_equal, start.params, fresh)
     kernel = start.params['blocks']['qkv']['kernel']
     assert {shard.data.shape for shard in kernel.addressable_shards} == {
