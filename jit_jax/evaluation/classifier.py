@@ -29,6 +29,10 @@ class Classifier:
         """The probability of the likeliest class, [N]."""
         return self._net.predict_proba(_inputs(images)).max(1)
 
+    def predict(self, images) -> np.ndarray:
+        """The likeliest class, int [N]."""
+        return self._net.predict(_inputs(images))
+
     def features(self, images) -> np.ndarray:
         """The hidden layer, [N, WIDTH]."""
         linear = _inputs(images) @ self._net.coefs_[0] + self._net.intercepts_[0]

@@ -99,8 +99,9 @@ def captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
             if is_said:
                 line.append(names.get(int(label), str(label)))
     if 'cond_tokens' in conditioning and conditioning['cond_tokens'].ndim == 2:  # bytes
-        live = conditioning['cond_tokens_valid']
-        for line, tokens, is_live in zip(lines, conditioning['cond_tokens'], live, strict=True):
+        spoken = conditioning['cond_tokens']
+        live = conditioning.get('cond_tokens_valid', np.ones(spoken.shape, bool))
+        for line, tokens, is_live in zip(lines, spoken, live, strict=True):
             line += filter(None, [data.decode_caption(tokens[is_live])])
     joined = [' · '.join(line) for line in lines]
     return joined if any(joined) else []

@@ -24,8 +24,8 @@ class TokenEmbed(nn.Module):
     def __call__(self, tokens):
         """tokens: float [B, m, E], or int [B, m] with a vocabulary; m at most 256."""
         normal = initializers.normal(0.02)
+        positions = self.param('positions', normal, (COND.stop, self.width))
         if self.vocabulary:
             tokens = self.param('table', normal, (self.vocabulary, self.token_width))[tokens]
         x = Linear((self.width,), dtype=self.dtype, name='out')(tokens)
-        positions = self.param('positions', normal, (COND.stop, self.width))
         return (x.astype(jnp.float32) + positions[: x.shape[1]]).astype(self.dtype)

@@ -1,6 +1,7 @@
 """The compile check: devices that are here, a pod and cards that are not, step and sampler."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -12,12 +13,14 @@ from jax.sharding import PartitionSpec as P
 from shell import ROOT, TINY, run
 
 from configs import cond, uncond
+from jit_jax import loop
 from jit_jax.commands import compile_check, lowering, scaling
 from jit_jax.errors import UserError
 from jit_jax.hardware import cards, hlo, topologies
 from jit_jax.hardware.kernels import collectives
 from jit_jax.model import sharding
 from jit_jax.model.block import REMAT
+from jit_jax.model.sizes import forward_multiply_adds
 from jit_jax.recipe import build, checks
 
 # Heads of 32 channels, which cuDNN's attention takes.
@@ -29,6 +32,25 @@ def tiny_config(module, mesh, **changes):
     config.model.variant, config.mesh, config.batch_size = TINY, mesh, 8
     config.update_from_flattened_dict(changes)
     return config
+
+
+def test_a_batch_with_captions_is_compiled_as_the_pipeline_makes_it(env, monkeypatch):
+    monkeypatch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
+    config = cond.get_config('digits_text')
+    config.mesh = (8, 1, 1)
+    expected = lowering.shapes_of_a_batch(config)
+    assert expected['tokens'].shape == (8, config.condition.tokens) == (8, 128)
+    run = build.run(config)
+    assert run.config.condition.tokens == 24 and config.condition.tokens == 128
+    (batch,) = itertools.islice(loop.open_batches(run, 0), 1)
+    shapes = {name: (rows.shape, rows.dtype) for name, rows in batch.items()}
+    expected = lowering.shapes_of_a_batch(run.config)
+    assert shapes == {name: (rows.shape, rows.dtype) for name, rows in expected.items()}
+    conditioning = jax.eval_shape(run.condition, batch['image'], batch, lowering.shape_of_a_key())
+    assert conditioning['cond_tokens'].shape == (8, 24)
+    assert run.flops == 6 * forward_multiply_adds(run.model, 0, 24, labelled=False)
+    by_slots = [forward_multiply_adds(run.model, 0, n, labelled=False) for n in (0, 8, 16)]
+    assert by_slots[0] < by_slots[1] < by_slots[2]
 
 
 @pytest.mark.parametrize(

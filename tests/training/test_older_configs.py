@@ -36,7 +36,8 @@ def test_what_is_stored_stays():
 
 
 def test_sections_that_a_converted_run_lacks_stay_away():
-    assert complete({'model': {'variant': 'B'}}) == {'model': {'variant': 'B'}}
+    completed = complete({'model': {'variant': 'B'}})
+    assert completed == {'model': {'variant': 'B'} | ADDED['model']}
 
 
 @pytest.mark.parametrize('command', [replay, report])
