@@ -11,13 +11,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from shell import ROOT
+from shell import ROOT, TINY
 
 from configs import cond, uncond
 from jit_jax import data
 from jit_jax.__main__ import MODULES
 from jit_jax.commands.command_line import Parser, read_config
 from jit_jax.diffusion import conditions
+from jit_jax.errors import UserError
 from jit_jax.recipe import build, checks
 
 sys.path.insert(0, os.path.join(ROOT, 'docs'))
@@ -30,6 +31,7 @@ PAGES = [
     'docs/recipes.md',
     'docs/checkpoints.md',
     'docs/configuration.md',
+    'docs/slots.md',
 ]
 PAGES += ['docs/evaluation.md', 'docs/pods.md', 'docs/scaling.md', 'docs/performance.md']
 COMMAND = r'(?:jit-jax [a-z]+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
@@ -122,6 +124,30 @@ def test_the_demonstration_cuts_patches_that_do_not_overlap(tmp_path):
 
 def test_readme_is_short():
     assert len(read('README.md').splitlines()) <= 150
+
+
+def test_the_tokens_of_the_slots_page_work(monkeypatch):
+    """Its block as it stands, in a config that asks for it, through a model of its width."""
+    monkeypatch.setattr(conditions, 'KINDS', dict(conditions.KINDS))
+    (block,) = re.findall(r'```python\n(.*?)```', read('docs/slots.md'), re.S)
+    assert len(block.splitlines()) <= 30
+    exec(block, {})
+    config = uncond.get_config('folder')
+    config.condition.kind = 'super_resolution|colours+super_resolution'
+    with pytest.raises(UserError, match='model.token_width=3 and config.model.vocabulary=0'):
+        checks.check(config)
+    config.model.token_width, config.model.variant = 3, TINY
+    checks.check(config)
+    assert checks.condition_slots(config) == (64, 16, False)
+    x = jax.random.uniform(jax.random.key(0), (4, 64, 64, 3), minval=-1, maxval=1)
+    conditioning = build.condition(config)(x, {}, jax.random.key(1))
+    told = conditioning['cond_tokens_valid'].all(1)
+    first = conditioning['cond_tokens'][told, 0]
+    np.testing.assert_allclose(first, x[told, :16, :16].mean((1, 2)), atol=1e-6)
+    assert 0 < told.sum() < 4 and (conditioning['cond_tokens_valid'].any(1) == told).all()
+    net, z, t = build.network(config), x, np.full(4, 0.5, np.float32)
+    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), z, t, **conditioning)
+    assert out.shape == x.shape
 
 
 def test_the_condition_of_the_contributing_page_works(tiny, params):

@@ -129,7 +129,6 @@ def text(x, batch, key) -> Conditioning:
     return {'cond_tokens': tokens, 'cond_tokens_valid': live}
 
 
-WITHOUT_IMAGE = {'class', 'text'}
 KINDS = {
     'super_resolution': super_resolution,
     'grayscale': grayscale,
@@ -250,11 +249,17 @@ def _either(made: list[Conditioning], choice, x) -> Conditioning:
 
 
 def _either_tokens(made: list[Conditioning], choice) -> Conditioning:
-    """The tokens of a text: the same in all options that have them, dead in the others."""
-    speaking = ['cond_tokens' in one for one in made]
-    one = made[speaking.index(True)]
-    live = one['cond_tokens_valid'] & jnp.asarray(speaking)[choice][:, None]
-    return {'cond_tokens': one['cond_tokens'], 'cond_tokens_valid': live}
+    """Tokens of several kinds, of one width, in one array; dead in options without."""
+    having = [one['cond_tokens'] for one in made if 'cond_tokens' in one]
+    B, m = len(choice), max(tokens.shape[1] for tokens in having)
+    tokens, valid = [], []
+    for one in made:
+        own = one.get('cond_tokens', having[0][:, :0])
+        live = one.get('cond_tokens_valid', jnp.ones(own.shape[:2], bool))
+        short = (0, m - own.shape[1])
+        tokens.append(jnp.pad(own, [(0, 0), short] + [(0, 0)] * (own.ndim - 2)))
+        valid.append(jnp.pad(live.reshape(B, -1), [(0, 0), short]))
+    return {'cond_tokens': _pick(tokens, choice), 'cond_tokens_valid': _pick(valid, choice)}
 
 
 def _pick(arrays: list, choice):

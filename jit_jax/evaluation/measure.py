@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from jit_jax import trained
-from jit_jax.diffusion import conditions
 from jit_jax.diffusion.generate import Settings
 from jit_jax.errors import UserError
 from jit_jax.evaluation import inception_scores
@@ -23,6 +22,7 @@ from jit_jax.evaluation.inception_scores import InceptionMetric, open_network
 from jit_jax.evaluation.kept_files import statistics_file
 from jit_jax.evaluation.reference import Statistics, open_reference
 from jit_jax.model.sharding import whole_rows
+from jit_jax.recipe import kinds
 from jit_jax.training.processes import every_process
 
 METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'denoising')
@@ -41,7 +41,7 @@ class Files:
 
 def has_condition_image(config: dict) -> bool:
     """Whether a run's condition has an image in it."""
-    return bool(conditions.kinds(config['condition']['kind']) - conditions.WITHOUT_IMAGE)
+    return any('cond' in shapes for shapes in kinds.options(config).values())
 
 
 def measurable(config: dict, inception: str = '') -> list[str]:

@@ -23,6 +23,7 @@ from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
 from jit_jax.evaluation import held_out, neighbours, run_facts
 from jit_jax.evaluation.curves import families
+from jit_jax.evaluation.measure import has_condition_image
 from jit_jax.evaluation.preview import LATEST
 from jit_jax.evaluation.slot_picture import CAPTION, slots
 from jit_jax.output.charts import WIDTH, chart
@@ -97,7 +98,7 @@ def _add_newest(page: Document, workdir: str, config: dict) -> None:
     if not grids:
         return
     step = max(grids)
-    triples = bool(conditions.kinds(config['condition']['kind']) - conditions.WITHOUT_IMAGE)
+    triples = has_condition_image(config)
     note = f'Step {step}; condition | result | truth, of held-out images.'
     page.section('The newest samples', note if triples else f'Step {step}.')
     newest = enlarged(grids[step], WIDE)  # of an older run, whose grids were small

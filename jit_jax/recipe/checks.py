@@ -137,8 +137,14 @@ def condition_slots(config) -> tuple[int, int, bool]:
     """
     options = kinds.options(config).values()
     patches = [_patches(config, option) for option in options]
+    tokens = [_tokens(option) for option in options]
     labelled = any('label' in option for option in options)
-    return max(patches, default=0), kinds.text_tokens(config), labelled
+    return max(patches, default=0), max(tokens, default=0), labelled
+
+
+def _tokens(option: dict) -> int:
+    """Condition tokens, class tokens aside, of conditions that are given together."""
+    return option['cond_tokens'].shape[1] if 'cond_tokens' in option else 0
 
 
 def _patches(config, option: dict) -> int:
@@ -243,32 +249,41 @@ def _check_condition(config):
         raise UserError(
             f'config.condition.factor must divide {sequence.GRID} patches; got {c["factor"]}.'
         )
-    if 'text' in named:
-        _check_text(config)
     for name, option in kinds.options(config).items():
-        patches = _patches(config, option)
         if 'cond_tokens' in option:
-            patches += c['tokens']
+            _check_width(name, option['cond_tokens'], config)
+        patches = _patches(config, option) + _tokens(option)
         if 'label' in option and patches + tokens > sequence.COND.stop:
             raise UserError(
                 f'config.condition.kind: {name} is {patches} patches and {tokens} '
                 f'class tokens, which do not fit in {sequence.COND.stop} slots; join them by | '
                 '(either) or make the condition smaller.'
             )
+    _check_room(config)
 
 
-def _check_text(config):
-    """What text needs of the model, and room for it beside the images."""
-    if not config['model']['token_width'] or config['model']['vocabulary'] != data.VOCABULARY:
+def _check_width(name: str, tokens, config):
+    """What tokens need of the model. tokens: their shape, bytes [1, m] or embeddings [1, m, E]."""
+    m = config['model']
+    are_bytes = tokens.ndim == 2
+    width = m['token_width'] if are_bytes else tokens.shape[2]
+    vocabulary = data.VOCABULARY if are_bytes else 0
+    if not width or (m['token_width'], m['vocabulary']) != (width, vocabulary):
+        hint = ' (64 for a small model)' if are_bytes else ''
         raise UserError(
-            'config.condition.kind with text is made of bytes; set config.model.token_width (64 '
-            f'for a small model) and config.model.vocabulary={data.VOCABULARY}.'
+            f'config.condition.kind: the tokens of {name} need config.model.token_width='
+            f'{width or 64}{hint} and config.model.vocabulary={vocabulary}.'
         )
+
+
+def _check_room(config):
+    """All options share one program, which has room for the most patches and the most tokens."""
     patches, tokens, _ = condition_slots(config)
     if patches + tokens > sequence.COND.stop:
         raise UserError(
-            f'config.condition.kind: {patches} patches and config.condition.tokens={tokens} do not '
-            f'fit in {sequence.COND.stop} slots; lower it, or make the condition image smaller.'
+            f'config.condition.kind: {patches} patches and {tokens} tokens (of a text: '
+            f'config.condition.tokens) do not fit in {sequence.COND.stop} slots; have fewer, or '
+            'make the condition image smaller.'
         )
 
 

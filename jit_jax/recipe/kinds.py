@@ -82,7 +82,7 @@ def shapes(config, names: list[str]) -> dict:
         'cond': jax.ShapeDtypeStruct(x.shape, jnp.uint8),
     }
     if 'text' in names:
-        batch['tokens'] = _a_caption(config)
+        batch['tokens'] = jax.ShapeDtypeStruct((1, text_tokens(config)), jnp.uint8)
         batch['token_count'] = jax.ShapeDtypeStruct((1,), jnp.int32)
     key = jax.eval_shape(partial(jax.random.key, 0))
     return jax.eval_shape(condition(config, '+'.join(names)), x, batch, key)
@@ -92,14 +92,6 @@ def text_tokens(config) -> int:
     """The tokens of a caption in the programs of a config; 0 for a run without text."""
     section = config['condition']
     return section['tokens'] if 'text' in conditions.kinds(section['kind']) else 0
-
-
-def _a_caption(config) -> jax.ShapeDtypeStruct:
-    """A caption as the data set ships it: bytes, or the embeddings that were made of it."""
-    m, width = text_tokens(config), config['model']['token_width']
-    if config['model']['vocabulary']:
-        return jax.ShapeDtypeStruct((1, m), jnp.uint8)
-    return jax.ShapeDtypeStruct((1, m, width), jnp.float32)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -177,7 +177,8 @@ def made_from(
         return Made({}, batch['image'], said)
     if label is not None:
         batch['label'] = label
-    made = kinds.each_row(batch, key, np.asarray(rows), kinds.condition(config, option))
+    of_pictures = '+'.join(name for name in option.split('+') if name != 'text')  # given apart
+    made = kinds.each_row(batch, key, np.asarray(rows), kinds.condition(config, of_pictures))
     return Made(jax.tree.map(np.asarray, made), batch['image'], said)
 
 

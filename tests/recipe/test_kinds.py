@@ -44,10 +44,10 @@ def test_a_module_of_ones_own_is_imported_by_the_checks(own):
         checks.check(config_of('corner_of_mine'))
     config = config_of('corner_of_mine', module='mycond')
     checks.check(config)
-    assert checks.condition_slots(config) == (4 * 8, False)  # by what it makes
+    assert checks.condition_slots(config) == (4 * 8, 0, False)  # by what it makes
     config = config_of('corner_of_mine+class', module='mycond')
     checks.check(config)  # fits beside class tokens
-    assert checks.condition_slots(config) == (32, True)
+    assert checks.condition_slots(config) == (32, 0, True)
 
 
 @pytest.mark.parametrize(
