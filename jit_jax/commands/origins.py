@@ -95,6 +95,7 @@ def asked_for(args: argparse.Namespace, model: trained.Model) -> Asked:
         paths = picture_files(args.cond, '--cond')
         how = {'kind': args.kind, 'fit': args.fit, 'words': photographs.FLAGS}
         given, said = photographs.condition_rows(config, paths, args.num, **how)
+        said = lines(said, left_over(paths, args.num))
     if args.label:
         given['label'] = load_labels(args.label, args.num, model)
     if args.text:
@@ -122,9 +123,10 @@ def from_photographs(
     if label is None and args.start is not None and model.config['condition']['kind'] == 'class':
         given |= every_class(args.num, model)
         label = given['label']
+    paths = picture_files(args.photographs, '--from')
     made = photographs.made_from(
         model.config,
-        picture_files(args.photographs, '--from'),
+        paths,
         range(args.num),
         jax.random.key(args.seed),
         kind='' if args.cond else args.kind,
@@ -139,9 +141,21 @@ def from_photographs(
     begin = None
     if args.start is not None:
         begin = (args.start, from_uint8(made.images))
-    said = '\n'.join(line for line in (said, made.said) if line)
+    said = lines(said, made.said, left_over(paths, args.num))
     truth = made.images if made.conditioning else None
     return Asked(conditioning, truth, begin=begin, said=said)
+
+
+def lines(*sentences: str) -> str:
+    """Sentences on a line each, without those that are empty."""
+    return '\n'.join(sentence for sentence in sentences if sentence)
+
+
+def left_over(paths: list[str], num: int) -> str:
+    """A sentence where there are more pictures than images to draw."""
+    if len(paths) <= num:
+        return ''
+    return f'Of {len(paths)} pictures the first {num} are used; --num={len(paths)} takes all.'
 
 
 def every_class(num: int, model: trained.Model) -> dict[str, np.ndarray]:

@@ -199,7 +199,7 @@ def chosen_option(config: dict, kind: str, *, begins: bool, words: dict[str, str
     made = [option for option in learned if can_be_made(option, learned)]
     if len(made) > 1:
         raise UserError(
-            f'{words["from"]}: this run learned {" and ".join(made)}; say which to make with '
+            f'{words["from"]}: this run learned {", ".join(made)}; say which to make with '
             f'{words["kind"]}={made[0]}.'
         )
     if made:

@@ -84,6 +84,8 @@ def test_a_photograph_is_a_condition_and_what_was_done_is_said(run_of, command, 
     assert out.splitlines()[0] == f'{photo}, 60×40: centre crop, scaled to 32×32 pixels.'
     assert command(*words, f'--cond={tmp_path}/photos', '--fit=resize')[0] == 0
     (one, _), (two, _) = run_of.asked
+    code, out, _ = command(*words[:-1], '--num=1', f'--cond={tmp_path}/photos')
+    assert code == 0 and 'Of 2 pictures the first 1 are used; --num=2 takes all.\n' in out
     small = np.asarray(data.center_crop(Image.open(photo), 32))
     np.testing.assert_array_equal(one['cond'], [small / np.float32(127.5) - 1] * 4)
     cond = two['cond']

@@ -176,7 +176,7 @@ def test_the_condition_is_that_of_training(kind):
 def test_a_run_of_several_kinds_is_asked_which():
     config = config_of('edges|super_resolution+class|class')
     refused(
-        '--from: this run learned edges and super_resolution+class; say which to make with '
+        '--from: this run learned edges, super_resolution+class; say which to make with '
         '--kind=edges',
         made_from,
         config,
