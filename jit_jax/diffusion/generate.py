@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jit_jax.diffusion import conditions, guidance, objective, samplers
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model import sharding
-from jit_jax.model.jit import JiT
+from jit_jax.model.jit import JiT, layers_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,16 @@ def generate(
         params, jax.memory.Space.Device
     )  # from the host, where it keeps averages
     params = cast_kernels(params, model.dtype)
-    # A program holds two or four copies of the network: scanned, they compile in seconds.
+    # A program holds three or six copies of the network: scanned, they compile in seconds. On a
+    # GPU each of many passes would copy the weights out of their stacks.
+    layers = None
+    if sharding.platform() == 'gpu' and not model.scan:
+        layers = layers_of(params, model.depth)
     model = model.clone(scan=True, remat='none')
 
     def denoiser(conditioning):
         def denoise(z, t):
-            output = model.apply({'params': params}, z, t, **conditioning)
+            output = model.apply({'params': params}, z, t, layers=layers, **conditioning)
             return objective.clean_image(output, z, t, d)
 
         return denoise

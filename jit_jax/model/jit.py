@@ -20,6 +20,8 @@ from jit_jax.model.layers import Linear, PatchEmbed, RMSNorm, time_features
 from jit_jax.model.sequence import COND, GRID, Slots
 from jit_jax.model.token_embed import TokenEmbed
 
+LAYERED = ('blocks', 'modulation_kernel', 'modulation_bias')  # parameters [L, …]
+
 
 class JiT(nn.Module):
     """Denoises images: z and its condition → x̂.
@@ -118,6 +120,7 @@ class JiT(nn.Module):
         cond_tokens=None,
         cond_tokens_valid=None,
         *,
+        layers: list | None = None,
         train: bool = False,
     ):
         """Predicts the clean image.
@@ -132,6 +135,8 @@ class JiT(nn.Module):
           every row's grid.
         cond_tokens: [B, m, E] embeddings, or int [B, m] in [0, vocabulary), or None.
         cond_tokens_valid: bool [B, m], the live tokens of each row; None: all.
+        layers: the blocks' weights one by one, as `layers_of` gives them: for many passes without a
+          gradient that share them. None: those of the parameters.
         train: dropout is on, and needs rngs={'dropout': key}.
         Returns x̂ float32 [B, H, W, C]. Raises UserError for shapes that do not fit.
         """
@@ -154,7 +159,7 @@ class JiT(nn.Module):
             class_tokens = self._class_tokens(y, label_valid)
         c = jax.nn.silu(c)
 
-        x = self._run_blocks(x, c, class_tokens, slots, train=train)
+        x = self._run_blocks(x, c, class_tokens, slots, layers, train=train)
         shift, scale = jnp.unstack(self.final_modulation(c), axis=1)
         x = self.final_norm(x[:, -GRID * GRID :], shift, scale)
         return sequence.unpatchify(self.final(x).astype(jnp.float32), self.patch)
@@ -239,11 +244,11 @@ class JiT(nn.Module):
             tokens = jnp.where(label_valid[:, None, None], tokens, 0)
         return tokens
 
-    def _run_blocks(self, x, c, class_tokens, slots: Slots, *, train: bool):
+    def _run_blocks(self, x, c, class_tokens, slots: Slots, layers, *, train: bool):
         """All blocks on x [B, S, D]; S grows where class tokens enter and have no padding to
         take.
         """
-        parameters = (self.blocks, self.modulation_kernel, self.modulation_bias)
+        stacked = (self.blocks, self.modulation_kernel, self.modulation_bias)
         for start, stop, dropout in self._runs(labelled=class_tokens is not None, train=train):
             if start == self.class_start and self.dtype != jnp.float32:
                 # As in the official code under autocast, where class tokens are float32.
@@ -253,8 +258,11 @@ class JiT(nn.Module):
             entered = 0
             if start >= self.class_start and class_tokens is not None:
                 entered = self.class_tokens
-            layers = jax.tree.map(lambda p: p[start:stop], parameters)  # noqa: B023 used at once
-            x = self._run(x, c, layers, stop - start, dropout, slots, entered)
+            if layers is None:
+                run = jax.tree.map(lambda p: p[start:stop], stacked)  # noqa: B023 used at once
+            else:
+                run = layers[start:stop]
+            x = self._run(x, c, run, stop - start, dropout, slots, entered)
         return x
 
     def _runs(self, *, labelled: bool, train: bool) -> list[tuple[int, int, float]]:
@@ -277,7 +285,10 @@ class JiT(nn.Module):
         return runs
 
     def _run(self, x, c, layers, depth: int, dropout: float, slots: Slots, class_tokens: int):
-        """`depth` blocks that run over the same slots, scanned or one by one."""
+        """`depth` blocks that run over the same slots, scanned or one by one.
+
+        layers: their weights, stacked or as a list.
+        """
         B, S, _ = x.shape
         backend = attention.choose(self.attention, self.dtype, (B, S, self.heads, self.head_width))
         valid, places = slots.valid(class_tokens), slots.places(class_tokens)
@@ -296,6 +307,10 @@ class JiT(nn.Module):
         # it is told not to. With 'none' it may: what it merges, it keeps in the model's dtype.
         prevent_cse = self.remat != 'none' and not self.scan
         run_block = jax.checkpoint(run_block, policy=kept_by(self.remat), prevent_cse=prevent_cse)
+        if isinstance(layers, list):
+            for layer in layers:
+                x = run_block(x, (*layer, None))
+            return attention.restore(x, layout)
         layers = (*layers, keys)
         if self.scan:
             x, _ = jax.lax.scan(lambda x, layer: (run_block(x, layer), None), x, layers)
@@ -321,6 +336,11 @@ def insert(x, class_tokens, slots: Slots) -> jax.Array:
     if slots.empty is not None:
         class_tokens = jnp.where(slots.empty[:, None, None], room, class_tokens)
     return jnp.concatenate([x[:, :first], class_tokens.astype(x.dtype), x[:, rest:]], 1)
+
+
+def layers_of(params: dict, depth: int) -> list:
+    """The blocks' weights one by one, as `JiT.__call__` takes them."""
+    return unstack([params[name] for name in LAYERED], depth)
 
 
 def unstack(layers, depth: int) -> list:

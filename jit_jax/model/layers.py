@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from jit_jax.model.sequence import GRID
-from jit_jax.model.sharding import BATCH, split_by_tensor
+from jit_jax.model.sharding import BATCH, platform, split_by_tensor
 
 
 def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
@@ -115,9 +115,9 @@ def row_major(x) -> jax.Array:
     Left alone, XLA lays the stream out as [B, D, S], for the sake of the sums over S, and copies
     what is to be summed into that order, in float32.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.abstract_device is None or mesh.abstract_device.platform != 'gpu':
+    if platform() != 'gpu':
         return x
+    mesh = jax.sharding.get_abstract_mesh()
 
     def constrained(x):
         return with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))

@@ -238,6 +238,12 @@ def by_rows(x) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def platform() -> str:
+    """Of the devices of the mesh in context: 'gpu', 'tpu', 'cpu'; '' where it names none."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return '' if device is None else device.platform
+
+
 def split_by_tensor() -> bool:
     """Whether heads and hidden widths are split over the mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -359,3 +360,19 @@ def test_null_is_no_patches_and_the_null_class():
     assert nulls.keys() == label.keys()
     np.testing.assert_array_equal(nulls['label'], [5, 5])
     np.testing.assert_array_equal(nulls['label_valid'], label['label_valid'])
+
+
+def test_on_a_gpu_the_blocks_run_one_by_one(tiny, params, conditioning, monkeypatch):
+    """And give the same images; a model that is to be scanned stays so."""
+    z, whole = conditioning['z'], conditioning['whole']
+
+    def draw(scan):
+        return partial(generate.generate, model=tiny(scan=scan), d=D, sampler='euler', steps=2)
+
+    def loops(scan):
+        return str(jax.make_jaxpr(draw(scan))(params, z, whole)).count('scan[')
+
+    expected, elsewhere = draw(False)(params, z, whole), loops(False)
+    monkeypatch.setattr(generate.sharding, 'platform', lambda: 'gpu')
+    assert 1 == loops(False) < loops(True) == elsewhere
+    np.testing.assert_allclose(draw(False)(params, z, whole), expected, atol=1e-4)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jit_jax.model import jit
 from jit_jax.model.layers import product
 
 
@@ -53,3 +54,16 @@ def test_forward_mode_is_the_finite_difference(tiny, params, conditioning, compu
 
     near = (size(moved(step)) - size(moved(-step))) / (2 * step)
     np.testing.assert_allclose(gradient[place], near, rtol=0.02)
+
+
+def test_weights_one_by_one_are_the_same_function(tiny, params, conditioning):
+    z, t, whole, net = conditioning['z'], conditioning['t'], conditioning['whole'], tiny()
+
+    def apply(**more):
+        return net.apply({'params': params}, z, t, **whole, **more)
+
+    layers = jit.layers_of(params, net.depth)
+    assert len(layers) == net.depth
+    np.testing.assert_allclose(apply(layers=layers), apply(), atol=1e-5)
+    swapped = apply(layers=layers[::-1])
+    assert np.abs(swapped - apply()).max() > 0.01  # it is these weights that run
