@@ -62,14 +62,14 @@ def generate(
     params = cast_kernels(params, model.dtype)
     # A program holds three or six copies of the network: scanned, they compile in seconds. On a
     # GPU each of many passes would copy the weights out of their stacks.
-    layers = None
+    weights = {}
     if sharding.platform() == 'gpu' and not model.scan:
-        layers = layers_of(params, model.depth)
+        weights = {'layers': layers_of(params, model.depth)}
     model = model.clone(scan=True, remat='none')
 
     def denoiser(conditioning):
         def denoise(z, t):
-            output = model.apply({'params': params}, z, t, layers=layers, **conditioning)
+            output = model.apply({'params': params}, z, t, **weights, **conditioning)
             return objective.clean_image(output, z, t, d)
 
         return denoise
