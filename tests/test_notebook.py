@@ -2,10 +2,14 @@
 what is committed of it.
 """
 
+import importlib.util
 import json
 import os
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import nbformat
 import numpy as np
 from nbclient import NotebookClient
@@ -36,6 +40,38 @@ def write_official(folder: Path) -> None:
     """A folder as `jit-jax convert` makes it of official weights, here of a tiny model."""
     architecture, params = from_official(dict(np.load(OFFICIAL)), class_start=1)
     write_weights(folder, run_config(architecture, []), params, {}, step=0)
+
+
+def installs(monkeypatch, folder) -> tuple[list[str], str]:
+    """The pip command of the first cell, without jit_jax, and what must stay as it is."""
+    commands = []
+
+    def run(command, **how):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(importlib.util, 'find_spec', lambda name: None)
+        patch.setattr(subprocess, 'run', run)
+        exec(nbformat.read(PATH, as_version=4).cells[1].source, {})
+    (command,) = commands
+    return command, (folder / 'loaded.txt').read_text()
+
+
+def test_it_installs_a_clone_or_the_index_and_upgrades_nothing_that_is_loaded(
+    tmp_path, monkeypatch
+):
+    command, kept = installs(monkeypatch, tmp_path)
+    assert command[-1] == 'jit_jax' and command[-2].startswith('jax')
+    assert not {'-U', '--upgrade'} & set(command) and command[-3] == 'loaded.txt'
+    assert f'numpy=={np.__version__}\n' in kept and f'jax=={jax.__version__}\n' in kept
+    notebooks = tmp_path / 'clone/notebooks'
+    notebooks.mkdir(parents=True)
+    (tmp_path / 'clone/configs').mkdir()
+    (tmp_path / 'clone/configs/uncond.py').touch()
+    command, _ = installs(monkeypatch, notebooks)
+    assert command[-1] == str(tmp_path / 'clone')
 
 
 def test_every_cell_works(env, tmp_path, monkeypatch):
