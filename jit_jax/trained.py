@@ -29,6 +29,7 @@ from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
 
 Pictures = object  # a picture or several, as `jit_jax.recipe.photographs` says
+BESIDE = {'class': 'label', 'text': 'cond_tokens'}  # what is not made from pictures, by its kind
 Begin = tuple[float, np.ndarray]  # a time, and images to begin from under noise at that time
 
 
@@ -134,12 +135,13 @@ def with_pictures(
     pictures = photographs.one_or_each('from_image', from_image, len(rows))
     if pictures is None:
         raise UserError('from_image is a picture or several: PIL images, paths or uint8 arrays.')
+    beside = [kind for kind, name in BESIDE.items() if given[name] is not None]
     made = photographs.made_from(
         model.config,
         pictures,
         rows,
         key,
-        label=given['label'],
+        beside=beside,
         has_condition=given['cond'] is not None,
         begins=from_t is not None,
         **how,

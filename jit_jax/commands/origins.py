@@ -24,7 +24,7 @@ def define_flags(parser: command_line.Parser) -> None:
     group = parser.add_argument_group(
         'what they are made from',
         'Files, or folders of them, are taken in turn. Without any, a run with a condition uses\n'
-        '  held-out images, and one with classes takes each in turn.',
+        'held-out images, and one with classes takes each in turn.',
     )
     add = group.add_argument
     add('--label', type=command_line.words, help='classes by number or name, taken in turn')
@@ -119,10 +119,8 @@ def from_photographs(
     args: argparse.Namespace, model: trained.Model, given: dict, said: str
 ) -> Asked:
     """What --from and --start ask for, beside the condition images and labels that are given."""
-    label = given.get('label')
-    if label is None and args.start is not None and model.config['condition']['kind'] == 'class':
+    if not args.label and args.start is not None and model.config['condition']['kind'] == 'class':
         given |= every_class(args.num, model)
-        label = given['label']
     paths = picture_files(args.photographs, '--from')
     made = photographs.made_from(
         model.config,
@@ -131,7 +129,7 @@ def from_photographs(
         jax.random.key(args.seed),
         kind='' if args.cond else args.kind,
         fit=args.fit,
-        label=label,
+        beside=[kind for kind, name in trained.BESIDE.items() if name in given],
         has_condition=bool(args.cond),
         begins=args.start is not None,
         words=photographs.FLAGS,

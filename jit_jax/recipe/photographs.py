@@ -22,6 +22,9 @@ from jit_jax.recipe import build, kinds
 FLAGS = {'from': '--from', 'start': '--start', 'cond': '--cond', 'kind': '--kind', 'fit': '--fit'}
 ARGUMENTS = {'from': 'from_image', 'start': 'from_t', 'cond': 'cond', 'kind': 'kind', 'fit': 'fit'}
 
+# Kinds that no picture gives, and what they are made of.
+TOGETHER = {'class': 'a class (label)', 'text': 'a caption (text)'}
+
 
 class Picture(NamedTuple):
     """A picture as it was read."""
@@ -138,7 +141,7 @@ def made_from(
     *,
     kind: str = '',
     fit: str = 'crop',
-    label: np.ndarray | None = None,
+    beside: Sequence[str] = (),
     has_condition: bool = False,
     begins: bool = False,
     words: dict[str, str] = ARGUMENTS,
@@ -149,7 +152,7 @@ def made_from(
       config, given, fit, words: as for `condition_rows`.
       rows: the numbers of the rows; row i depends on the key and i.
       kind: which of the run's options to make; needed where several can be made.
-      label: int32 [B], for options that take a class as well.
+      beside: which of TOGETHER the rows have as well.
       has_condition: whether the rows have their condition from elsewhere, so that none is made.
       begins: whether sampling begins from the pictures, so that a run without a condition will do.
 
@@ -158,10 +161,12 @@ def made_from(
     check_fit(fit, words)
     side = config['model']['image_size']
     option = ''
-    if not has_condition and not (begins and label is not None and labels_alone(config, kind)):
+    if not has_condition and not (begins and not kind and suffices(config, beside)):
         option = chosen_option(config, kind, begins=begins, words=words)
-    if 'label' in (kinds.shapes(config, option.split('+')) if option else {}) and label is None:
-        raise UserError(f'{words["from"]}: {option} needs a class too; give its label.')
+    parts = option.split('+') if option else []
+    for name in TOGETHER:
+        if name in parts and name not in beside:
+            raise UserError(f'{words["from"]}: {option} needs {TOGETHER[name]} too; give it.')
     found = [_read(one, config, words['from']) for one in given[: len(rows)]]
     size = (side, side)
     for one in found:
@@ -193,7 +198,7 @@ def chosen_option(config: dict, kind: str, *, begins: bool, words: dict[str, str
         if not can_be_made(option, learned):
             raise UserError(
                 f'{words["kind"]}={option} is not made from a picture; give it as {words["cond"]} '
-                'or as a label.'
+                'or as what it is made of.'
             )
         return option
     made = [option for option in learned if can_be_made(option, learned)]
@@ -218,9 +223,9 @@ def chosen_option(config: dict, kind: str, *, begins: bool, words: dict[str, str
     )
 
 
-def labels_alone(config: dict, kind: str) -> bool:
-    """Whether a label is a whole condition of the run, and no other kind is asked for."""
-    return not kind and any(shapes.keys() == {'label'} for shapes in kinds.options(config).values())
+def suffices(config: dict, beside: Sequence[str]) -> bool:
+    """Whether the run learned one of `beside`, or several together, as a whole condition."""
+    return any(set(option.split('+')) <= set(beside) for option in kinds.options(config))
 
 
 def can_be_made(option: str, learned: dict[str, dict]) -> bool:

@@ -101,7 +101,7 @@ FROM = [
     ('sample --workdir={hole} --kind=edges', '--kind=edges: this run learned inpaint; name one'),
     ('sample --workdir={none} --kind=edges', '--kind=edges: this run learned no condition'),
     ('sample --workdir={sizes} --from={px31}', 'learned inpaint, super_resolution; say which'),
-    ('sample --workdir={both} --from={px31}', '--from: inpaint+class needs a class too'),
+    ('sample --workdir={both} --from={px31}', '--from: inpaint+class needs a class (label) too'),
     ('sample --workdir={hole} --from={px31} --fit=error', '--from: {px31} is 31×31 pixels'),
     ('sample --workdir={hole} --from={here}/no.png', '--from: There is no file'),
     ('sample --workdir={hole} --from={file}', '--from: {file} cannot be read as an image'),

@@ -187,7 +187,7 @@ def test_a_run_of_several_kinds_is_asked_which():
     )
     assert made_from(config, [PHOTO], range(1), KEY, kind='edges').conditioning.keys() == {'cond'}
     refused(
-        'super_resolution+class needs a class too; give its label',
+        'super_resolution+class needs a class (label) too; give it',
         made_from,
         config,
         [PHOTO],
@@ -195,13 +195,11 @@ def test_a_run_of_several_kinds_is_asked_which():
         KEY,
         kind='class+super_resolution',
     )
-    label = np.array([3], np.int32)
-    made = made_from(
-        config, [PHOTO], range(1), KEY, kind='class+super_resolution', label=label
-    ).conditioning
-    assert made['cond'].shape == (1, 16, 16, 3) and made['label'].tolist() == [3]
-    begun = made_from(config, [PHOTO], range(1), KEY, label=label, begins=True)
-    assert begun.conditioning == {}  # the label is a condition by itself
+    both = {'kind': 'class+super_resolution', 'beside': ['class']}
+    made = made_from(config, [PHOTO], range(1), KEY, **both).conditioning
+    assert made.keys() == {'cond'} and made['cond'].shape == (1, 16, 16, 3)
+    begun = made_from(config, [PHOTO], range(1), KEY, beside=['class'], begins=True)
+    assert begun.conditioning == {}  # the class is a condition by itself
 
 
 @pytest.mark.parametrize(
@@ -215,6 +213,7 @@ def test_a_run_of_several_kinds_is_asked_which():
         ('pairs', {'begins': True}, 'is not made from its picture; give one with --cond'),
         ('edges', {'kind': 'inpaint'}, '--kind=inpaint: this run learned edges; name one that it'),
         ('edges|pairs', {'kind': 'pairs'}, '--kind=pairs is not made from a picture'),
+        ('super_resolution+text', {}, 'super_resolution+text needs a caption (text) too; give it'),
         ('edges', {'fit': 'error'}, 'is 60×40 pixels, and this run makes 32×32; resize it'),
     ],
 )
