@@ -180,10 +180,8 @@ def made_from(
     batch = {'image': in_turn([one.pixels for one in found], len(rows))}
     if not option:
         return Made({}, batch['image'], said)
-    if label is not None:
-        batch['label'] = label
-    of_pictures = '+'.join(name for name in option.split('+') if name != 'text')  # given apart
-    made = kinds.each_row(batch, key, np.asarray(rows), kinds.condition(config, of_pictures))
+    pictured = '+'.join(name for name in parts if name not in TOGETHER)
+    made = kinds.each_row(batch, key, np.asarray(rows), kinds.condition(config, pictured))
     return Made(jax.tree.map(np.asarray, made), batch['image'], said)
 
 

@@ -8,6 +8,7 @@ from configs import uncond
 from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
 from jit_jax.recipe import checks, kinds
+from jit_jax.training.older_configs import complete
 
 OWN = """
 import jax.numpy as jnp
@@ -81,6 +82,15 @@ def test_the_settings_of_a_config_and_the_defaults_of_one_without():
         'super_resolution', factor=4, hole=(2, 3), degradations=2, strength=(0.5, 1)
     )
     assert kinds.condition({'condition': new}, 'super_resolution') is made
+
+
+def test_a_config_from_before_these_settings_is_complete():
+    stored = uncond.get_config().to_dict()
+    for key in ('degradations', 'strength', 'module'):
+        del stored['condition'][key]
+    with pytest.raises(UserError, match='is missing'):
+        checks.check(stored)
+    checks.check(complete(stored))
 
 
 @pytest.mark.parametrize('strength', [(1.0, 0.5), (-0.1, 1.0), (0.5,), ('a', 'b')])

@@ -89,7 +89,7 @@ def test_it_is_read_as_training_reads_it(save):
 def test_transparent_patches_are_missing_where_the_run_cuts_holes():
     rgba = np.full((64, 96, 4), 255, np.uint8)
     rgba[..., :3] = 40
-    rgba[40:, 40:, 3] = 0  # from column 12 of the 32 of the crop, and row 20
+    rgba[42:, 42:, 3] = 0  # from column 13 of the 32 of the crop, and row 21: within patches
     clear = Image.fromarray(rgba)
     rows, said = condition_rows(config_of('inpaint'), [clear], 1)
     live = rows['cond_valid'].reshape(16, 16)
