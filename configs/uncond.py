@@ -91,6 +91,10 @@ def _model(config: ConfigDict, variant: str, image_size: int) -> None:
     config.model.image_size = image_size  # side of the target in pixels, a multiple of 16
     config.model.channels = 3  # 3 for RGB, 1 for grayscale
     config.model.num_classes = 1000  # rows of the label table; used where condition.kind is class
+    # condition images beside the first, at most 16; 0: none, and no parameters for them
+    config.model.reference_images = 0
+    # aligned: they lie over the target, as the first does; free: beside it, one after the other
+    config.model.reference_place = 'aligned'
     config.model.token_width = 0  # of the tokens of a text; 0: no text, and no parameters for it
     # 256: tokens are bytes, whose embeddings are learned; 0: they come as embeddings
     config.model.vocabulary = 0
@@ -138,6 +142,8 @@ def _condition(config: ConfigDict) -> None:
     # probability of a row to lose its condition: trains the null branch
     config.condition.drop = 0.1
     config.condition.factor = 2  # super_resolution: times smaller
+    config.condition.paired = 1  # pairs, references: how many condition images there are for each
+    config.condition.reference_factor = 2  # several images: how many times smaller each is made
     # text: the most tokens of a caption; a run computes as many as its longest caption has
     config.condition.tokens = 128
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches

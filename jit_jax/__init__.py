@@ -60,6 +60,8 @@ def sample(
     text: str | Sequence[str] | None = None,
     cond_tokens: np.ndarray | None = None,
     cond_tokens_valid: np.ndarray | None = None,
+    references: Sequence[np.ndarray] | None = None,
+    references_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -90,6 +92,9 @@ def sample(
       text: a caption for all images or num of them, in a run that learned captions.
       cond_tokens: the same as bytes, int [num, n], or embeddings [num, n, E] of a run's encoder.
       cond_tokens_valid: bool [num, n], which of the tokens count; all by default.
+      references: more condition images, each [num, Hr, Wr, C], as many as the run learned and of
+        its sizes.
+      references_valid: bool [num, r], which of their patches count, image after image.
       steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
@@ -105,6 +110,7 @@ def sample(
     from jit_jax import trained
 
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    condition |= {'references': references, 'references_valid': references_valid}
     classes = {'label': label, 'label_valid': label_valid}
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid, 'text': text}
     pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}

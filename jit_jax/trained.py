@@ -80,6 +80,8 @@ def sample(
     text: str | Sequence[str] | None = None,
     cond_tokens: np.ndarray | None = None,
     cond_tokens_valid: np.ndarray | None = None,
+    references: Sequence[np.ndarray] | None = None,
+    references_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -92,6 +94,7 @@ def sample(
     inputs.check_count('start', start, 0)
     inputs.check_count('batch_size', batch_size, 1)
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    condition |= {'references': references, 'references_valid': references_valid}
     classes = {'label': label, 'label_valid': label_valid}
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid}
     if text is not None:
@@ -166,7 +169,12 @@ def checked(
 
 def arrays_given(**rows) -> dict[str, np.ndarray]:
     """Those that are not None, as arrays."""
-    return {name: np.asarray(value) for name, value in rows.items() if value is not None}
+    given = {name: value for name, value in rows.items() if value is not None}
+    images = given.pop('references', None)
+    arrays = {name: np.asarray(value) for name, value in given.items()}
+    if images is not None:  # several, of any sizes
+        arrays['references'] = tuple(map(np.asarray, images))
+    return arrays
 
 
 def draw(
@@ -195,7 +203,7 @@ def draw(
     for first in range(0, num, size):
         # The last batch is filled up with images from the start: one program serves all.
         rows = np.arange(first, first + size) % num
-        batch = {name: values[rows] for name, values in conditioning.items()}
+        batch = jax.tree.map(lambda values, rows=rows: values[rows], conditioning)
         z, batch = spread((noise(key, start + first, size, model.net), batch), mesh)
         images = begin and (begin[0], spread(begin[1][rows], mesh))
         images = run(params, z, batch, settings.guidance, settings.interval, images)
@@ -215,6 +223,8 @@ def trajectory(
     text: str | None = None,
     cond_tokens: np.ndarray | None = None,
     cond_tokens_valid: np.ndarray | None = None,
+    references: Sequence[np.ndarray] | None = None,
+    references_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
@@ -228,6 +238,7 @@ def trajectory(
     in about [−1, 1].
     """
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
+    condition |= {'references': references, 'references_valid': references_valid}
     classes = {'label': label, 'label_valid': label_valid}
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid}
     if text is not None:

@@ -39,7 +39,7 @@ jax.config.update(
 settings.register_profile('suite', deadline=None, derandomize=True, max_examples=50)
 settings.load_profile('suite')
 
-CLASSES, TOKEN_WIDTH = 5, 6
+CLASSES, TOKEN_WIDTH, REFERENCES = 5, 6, 2
 TINY = 'depth=2,width=32,heads=2,bottleneck=8,class_tokens=4,class_start=1,dropout=0.0'
 
 
@@ -49,6 +49,7 @@ def tiny():
     computes.
     """
     sizes = size(TINY) | dict(image_size=32, num_classes=CLASSES, token_width=TOKEN_WIDTH)
+    sizes['reference_images'] = REFERENCES
     return lambda **changes: JiT(**sizes | changes)
 
 
@@ -83,7 +84,7 @@ def params(fresh):
 @pytest.fixture(scope='session')
 def run():
     """(model, params, z, t, **conditioning) → x̂ and the gradients of Σ w·x̂, w random, in params, z,
-    t, cond and embeddings of tokens.
+    t, cond, references and embeddings of tokens.
     """
 
     @cache
@@ -98,8 +99,9 @@ def run():
 
     def both(model, params, z, t, **conditioning):
         arrays = dict(params=params, z=z, t=t)
-        for name in ('cond', 'cond_tokens'):
-            if name in conditioning and conditioning[name].dtype == np.float32:
+        for name in ('cond', 'cond_tokens', 'references'):
+            leaves = jax.tree.leaves(conditioning.get(name))
+            if leaves and leaves[0].dtype == np.float32:
                 arrays[name] = conditioning.pop(name)
         (_, x), gradients = program(model)(arrays, conditioning)
         return np.asarray(x), jax.tree.map(np.asarray, gradients)
@@ -112,10 +114,10 @@ def conditioning():
     """What models are told, by name, in batches of five rows; z and t besides.
 
     mixed: an 8×8 grid; rows without anything, with half of it, with all of it, with a label, with
-    half and a label. tokens: the same beside seven tokens; rows without anything, with some tokens
-    alone, with all of it, with tokens and a label, with some of everything. full: a 16×16 grid with
-    0, 64, 255, 256 and about half of its patches live. whole: a 4×8 grid, tokens and a label, all
-    live and without flags.
+    half and a label. several: the same beside seven tokens and references of 4×4 and 2×3 patches;
+    rows without anything, with some tokens and references, with all of it, with tokens and a label,
+    with some of everything. full: a 16×16 grid with 0, 64, 255, 256 and about half of its patches
+    live. whole: a 4×8 grid, a reference, tokens and a label, all live and without flags.
     """
     random = np.random.default_rng(0)
 
@@ -138,15 +140,18 @@ def conditioning():
     tokens = random.standard_normal((5, 7, TOKEN_WIDTH)).astype(np.float32)
     known = np.arange(7) < np.array([0, 3, 7, 7, 5])[:, None]
     without_patches = np.array([1, 1, 0, 1, 0], bool)[:, None]
-    alone = dict(cond_valid=some & ~without_patches, cond_tokens=tokens, cond_tokens_valid=known)
+    references = (image(8, 8), image(4, 6))
+    recalled = random.random((5, 22)) < np.array([0, 0.5, 1, 0, 0.5])[:, None]
+    beside = dict(references=references, references_valid=recalled)
+    beside |= dict(cond_valid=some & ~without_patches, cond_tokens=tokens, cond_tokens_valid=known)
     return {
         'z': z,
         't': np.array([0.1, 0.3, 0.5, 0.7, 0.96], np.float32),
         'uncond': {},
         'mixed': mixed,
-        'tokens': mixed | alone,
+        'several': mixed | beside,
         'full': full,
-        'whole': whole | dict(cond_tokens=tokens),
+        'whole': whole | dict(cond_tokens=tokens, references=references[:1]),
     }
 
 

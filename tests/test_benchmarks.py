@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from shell import ROOT, TINY, run
 
-from benchmarks import degradations, measure, step
+from benchmarks import degradations, digits_text, measure, step
 from benchmarks.sample import passes
 from configs import uncond
+from jit_jax.data import digit_captions
 from jit_jax.diffusion.generate import Settings
 
 SMALL = [f'--variant={TINY}', '--batch=2', '--rounds=2']
@@ -211,3 +212,24 @@ def test_start(env, tmp_path):
     rows = table(run(['-m', 'benchmarks.start', *tiny], env | {'PYTHONPATH': ROOT}, tmp_path))
     assert list(rows) == ['cache empty', 'cache full']
     assert rows['cache full'][0] < rows['cache empty'][0]
+
+
+def test_what_is_asked_of_a_model_of_captions(capsys):
+    """Every caption is true of its digits alone, and the last kind is what no image is called."""
+    asked = digits_text.asked()
+    for rows in asked.values():
+        for caption, digits in rows:
+            true_of = {
+                digit
+                for digit in range(10)
+                for number in range(9)
+                if caption in digit_captions.captions(digit, number)
+            }
+            # '6' is six in every language, and so on: a name may be that of one digit alone.
+            assert true_of <= digits
+            assert bool(true_of) != (rows is asked['two that were never joined'])
+    rows = sum(len(rows) for rows in asked.values())
+    right = np.arange(rows * 2).reshape(rows, 2) % 2 == 0
+    digits_text.print_shares(right)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '| English | 20 | 50.0% |' and lines[-1] == f'| all | {2 * rows} | 50.0% |'

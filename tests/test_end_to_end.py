@@ -109,6 +109,27 @@ def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finishe
     assert 'Starting from ema2' in said
 
 
+def test_digits_from_captions(in_process, tmp_path):
+    """Trained with a text and a reference beside each other, drawn from a caption of one's own."""
+    kind = ['--config.condition.kind=text+edges+grayscale', '--config.model.reference_images=1']
+    flags = ['--config=cond:digits_text', *SHORT, *kind, '--config.steps=2', '--workdir=runs/text']
+    in_process(tmp_path, 'train', *flags)
+    config = json.loads((tmp_path / 'runs/text/config.json').read_text())
+    assert config['condition']['tokens'] == 24  # as the longest caption has, in eights
+    sample = ['sample', '--workdir=runs/text', '--steps=2', '--num=2']
+    in_process(tmp_path, *sample, '--out=held_out.png')
+    with_reference = Image.open(tmp_path / 'held_out.png').size
+    shape, heads = (2, 4, 96, 96, 3), ('condition', 'reference 1', 'result', 'truth')
+    assert with_reference == Places(shape, 1, heads=heads, captions=('a', 'b')).size
+    words = ('--text=七', '--text=a seven or a two')
+    in_process(tmp_path, *sample, *words, '--out=sevens.png')
+    below = Places((2, 1, 96, 96, 3), 1, captions=words).size
+    assert Image.open(tmp_path / 'sevens.png').size == below
+    said = in_process(tmp_path, *sample, '--text=' + 25 * 'a', '--out=x.png', code=1)
+    assert 'is 25 bytes, and this run learned at most 24' in said
+    assert not (tmp_path / 'x.png').exists()
+
+
 def test_sample_writes_what_was_asked_for(finished, in_process):
     cwd, _ = finished
     sample = ['sample', '--workdir=runs/uncond', '--steps=2', '--sampler=euler', '--ema=params']

@@ -98,6 +98,18 @@ REFUSED = [
     ('text', {'cond_tokens': np.zeros((2, 3))}, 'is bytes [2, n], n at most 16; got float64'),
     ('text', {'cond_tokens': np.full((2, 3), 256)}, 'cond_tokens is bytes, 0 to 255'),
     ('text', {'cond_tokens_valid': np.ones((2, 3), bool)}, 'cond_tokens_valid says what of'),
+    ('class', {'references': [images(2, 16)]}, 'references: this run learned no references'),
+    (
+        'edges+grayscale',
+        {'references': [images(2)]},
+        'of shapes [2, 16, 16, 3]; got float32 [2, 32',
+    ),
+    (
+        'edges+grayscale',
+        {'references': [images(1, 16)]},
+        'of shapes [2, 16, 16, 3]; got float32 [1',
+    ),
+    ('class', {'references_valid': np.ones((2, 9), bool)}, 'references_valid says what of'),
     ('class|text', {'label': [0, 1], 'text': 'a'}, 'label and a text: this run learned either'),
     (
         'none',
@@ -182,6 +194,7 @@ def test_what_the_run_learned_is_accepted(model, params):
         ('inpaint|super_resolution', {'cond': images(2, 16)}),
         ('super_resolution+class', both),
         ('super_resolution|class', both | {'label_valid': [True, False]}),
+        ('edges+grayscale', {'cond': images(2, 16), 'references': [images(2, 16)]}),
         ('super_resolution+text|text', {'cond': images(2, 16), 'text': ['seven', '']}),
     ):
         assert len(jit_jax.sample(model(kind), params, KEY, 2, **given)) == 2

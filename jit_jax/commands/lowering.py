@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jit_jax.data import condition_names
 from jit_jax.diffusion import generate
 from jit_jax.diffusion.conditions import from_uint8
 from jit_jax.hardware.analysis import Analysis, analyse
@@ -151,7 +152,8 @@ def shapes_of_a_batch(config: ConfigDict, rows: int | None = None) -> dict:
     image = jax.ShapeDtypeStruct((rows, side, side, config.model.channels), np.uint8)
     batch = {'image': image, 'label': jax.ShapeDtypeStruct((rows,), np.int32)}
     if config.data.kind == 'pairs':
-        batch['cond'] = image
+        for name in condition_names(config.condition.paired):
+            batch[name] = image
     tokens = kinds.text_tokens(config)
     if tokens:
         batch['tokens'] = jax.ShapeDtypeStruct((rows, tokens), np.uint8)

@@ -12,6 +12,7 @@ from jit_jax.data.captions import (
     with_caption,
 )
 from jit_jax.data.listing import HOLDOUTS
+from jit_jax.data.pairs import condition_names
 from jit_jax.data.palette import PALETTES
 from jit_jax.data.pipeline import eval_batches, train_batches
 from jit_jax.data.preprocess import center_crop, condition_image, decode
@@ -28,6 +29,7 @@ __all__ = [
     'absolute',
     'center_crop',
     'condition_image',
+    'condition_names',
     'decode',
     'decode_caption',
     'encode_caption',

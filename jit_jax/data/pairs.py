@@ -1,4 +1,7 @@
-"""Paired folders: what the model paints in target/, and what it is made from in cond/."""
+"""Paired folders: what the model paints in target/, and what it is made from in cond/.
+
+More images for each, such as references, are in cond2/, cond3/ …
+"""
 
 import os
 from collections import Counter
@@ -22,24 +25,45 @@ def open_pairs(root: Path, split: str, holdout: str) -> Records:
             'target and cond.'
         )
     first = (found.train or found.test)[0]
-    target, cond = (os.path.relpath(path, root) for path in first.paths)
-    details = f', matched by name ({target} with {cond})'
-    return found.records(split, ('image', 'cond'), (), noun='pairs', details=details)
+    target, *cond = (os.path.relpath(path, root) for path in first.paths)
+    details = f', matched by name ({target} with {" and ".join(cond)})'
+    names = ('image', *condition_names(len(cond)))
+    return found.records(split, names, (), noun='pairs', details=details)
+
+
+def condition_names(count: int) -> tuple[str, ...]:
+    """The names of the condition images of an example: cond, cond2, cond3 …"""
+    return ('cond', *(f'cond{number}' for number in range(2, count + 1)))
 
 
 def _list_pairs(folder: Path) -> Listing:
     targets, ignored = _by_stem(folder / 'target')
-    conditions, more = _by_stem(folder / 'cond')
+    count = 1
+    while (folder / f'cond{count + 1}').is_dir():
+        count += 1
+    sides = []
+    for name in condition_names(count):
+        side, more = _by_stem(folder / name)
+        _check_partners(folder, targets, side, name)
+        sides.append(side)
+        ignored = ignored + more
+    examples = []
+    for stem in sorted(targets):
+        conditions = (side[stem] for side in sides)
+        examples.append(Example((targets[stem], *conditions)))
+    return Listing(examples, ignored)
+
+
+def _check_partners(folder: Path, targets: dict, conditions: dict, name: str) -> None:
+    """Refuses images of one side that the other lacks."""
     unmatched = sorted(targets.keys() ^ conditions.keys())
     if unmatched:
         shown = [(targets | conditions)[stem] for stem in unmatched[:5]]
         more_of_them = ', …' if len(unmatched) > 5 else ''
         raise UserError(
             f'{len(unmatched)} images in {folder} have no partner of the same name in target or '
-            f'cond; add it or remove them: {", ".join(shown)}{more_of_them}'
+            f'{name}; add it or remove them: {", ".join(shown)}{more_of_them}'
         )
-    examples = [Example((targets[stem], conditions[stem])) for stem in sorted(targets)]
-    return Listing(examples, ignored + more)
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, str], Counter]:

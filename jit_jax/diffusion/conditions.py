@@ -15,11 +15,12 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 
+from jit_jax.diffusion import references as several
 from jit_jax.diffusion.degradations import degrade
 from jit_jax.errors import UserError
 from jit_jax.model.sequence import GRID, condition_grid, patch_size, patchify, unpatchify
 
-Conditioning = dict[str, jax.Array]
+Conditioning = dict[str, jax.Array | tuple[jax.Array, ...]]
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's mode L
 
 
@@ -116,8 +117,27 @@ def class_label(x, batch, key) -> Conditioning:
 
 
 def pairs(x, batch, key) -> Conditioning:
-    """The image that the data set pairs with x: sketch, radar, damaged photograph …"""
-    return {'cond': from_uint8(batch['cond'])}
+    """The images that the data set pairs with x: sketch, radar, damaged photograph …
+
+    The first lies over x; others, of cond2/, cond3/ …, are references.
+    """
+    first, *others = paired(batch)
+    return {'cond': first, 'references': others} if others else {'cond': first}
+
+
+def references(x, batch, key) -> Conditioning:
+    """The images that the data set pairs with x, all as references."""
+    return {'references': paired(batch)}
+
+
+def paired(batch) -> list[jax.Array]:
+    """The condition images of a batch, float32 in [−1, 1], in order: cond, cond2, cond3 …"""
+    names = sorted((name for name in batch if name.startswith('cond')), key=_number)
+    return [from_uint8(batch[name]) for name in names]
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix('cond') or 1)
 
 
 def text(x, batch, key) -> Conditioning:
@@ -129,6 +149,7 @@ def text(x, batch, key) -> Conditioning:
     return {'cond_tokens': tokens, 'cond_tokens_valid': live}
 
 
+PAIRED = {'pairs', 'references'}  # with what the data set has for each image
 KINDS = {
     'super_resolution': super_resolution,
     'grayscale': grayscale,
@@ -141,6 +162,7 @@ KINDS = {
     'strokes': strokes,
     'class': class_label,
     'pairs': pairs,
+    'references': references,
     'text': text,
 }
 
@@ -184,6 +206,7 @@ SETTINGS = (
     'hole',
     'degradations',
     'strength',
+    'reference_factor',
 )  # keys of config.condition that `make` takes
 
 
@@ -195,11 +218,12 @@ def make(
     hole: tuple[int, int] = (4, 12),
     degradations: int = 1,
     strength: tuple[float, float] = (0.0, 1.0),
+    reference_factor: int = 2,
 ) -> Callable:
     """(x, batch, key) → the conditioning of `kind`.
 
     factor: of super_resolution; hole: of inpaint and outpaint; degradations and strength: of
-    degraded.
+    degraded; reference_factor: how many times smaller each of several images is.
     """
     settings = {
         'super_resolution': {'factor': factor},
@@ -214,10 +238,10 @@ def make(
     def condition(x, batch, key) -> Conditioning:
         made = []
         for i, option in enumerate(options):
-            conditioning = {}
+            parts = []
             for j, one in enumerate(option):
-                conditioning |= one(x, batch, jax.random.fold_in(key, i * 16 + j))
-            made.append(conditioning)
+                parts.append(one(x, batch, jax.random.fold_in(key, i * 16 + j)))
+            made.append(several.together(parts, factor=reference_factor, side=x.shape[1]))
         if not made:
             return {}
         if len(made) == 1:
@@ -243,6 +267,8 @@ def _either(made: list[Conditioning], choice, x) -> Conditioning:
         none = jnp.zeros(len(x), jnp.int32)
         merged['label'] = _pick([one.get('label', none) for one in made], choice)
         merged['label_valid'] = jnp.asarray(['label' in one for one in made])[choice]
+    if any('references' in one for one in made):
+        merged |= several.either(made, choice, x.shape[1])
     if any('cond_tokens' in one for one in made):
         merged |= _either_tokens(made, choice)
     return merged
@@ -296,13 +322,15 @@ def drop(conditioning: Conditioning, key, rate: float, *, p: int, null_class: in
 
     Patches (of p pixels a side) and tokens become dead, labels the null class.
     """
-    B = len(next(iter(conditioning.values())))
+    B = len(jax.tree.leaves(conditioning)[0])
     lost = jax.random.bernoulli(key, rate, (B,))
     kept = dict(conditioning)
     if 'cond' in kept:
         n = math.prod(condition_grid(kept['cond'].shape, p))
         valid = kept.get('cond_valid', jnp.ones((B, n), bool))
         kept['cond_valid'] = valid & ~lost[:, None]
+    if 'references' in kept:
+        kept['references_valid'] = several.flags(kept, p * GRID) & ~lost[:, None]
     if 'cond_tokens' in kept:
         valid = kept.get('cond_tokens_valid', jnp.ones(kept['cond_tokens'].shape[:2], bool))
         kept['cond_tokens_valid'] = valid & ~lost[:, None]

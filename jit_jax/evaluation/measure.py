@@ -40,7 +40,7 @@ class Files:
 
 
 def has_condition_image(config: dict) -> bool:
-    """Whether a run's condition has an image in it."""
+    """Whether a run's condition has an image in it that lies over the target."""
     return any('cond' in shapes for shapes in kinds.options(config).values())
 
 

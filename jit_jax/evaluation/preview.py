@@ -68,17 +68,20 @@ def sheet(
 ) -> np.ndarray:
     """A grid of samples: uint8 [N, S, S, C] → uint8 [·, ·, 3].
 
-    With a condition image each is condition · result · truth. The truth is left out where that is
-    None, and what sampling began from, uint8 as `images`, stands in its place if it is given.
-    Below a sample stand its kind of condition, where `kinds` names one for each, its class, and its
-    caption.
+    With condition images each is condition · references · result · truth. The truth is left out
+    where that is None, and what sampling began from, uint8 as `images`, stands in its place if
+    given. Below a sample stand its kind of condition, where `kinds` names one for each, its class,
+    and its caption.
     """
     columns = max(1, round(len(images) ** 0.5))
     heads, parts = (), {'result': images}
     shown = conditions.picture(conditioning, model.image_size)
-    if shown is not None:
-        parts = {'condition': to_uint8(shown)} | parts
-    if shown is not None and truth is not None:
+    given = {} if shown is None else {'condition': to_uint8(shown)}
+    for i, image in enumerate(conditioning.get('references', ()), 1):
+        shown = conditions.picture({'cond': image}, model.image_size)
+        given[f'reference {i}'] = to_uint8(shown)
+    parts = given | parts
+    if given and truth is not None:
         parts['truth'] = truth
     elif begun_from is not None:
         parts = {'picture': begun_from} | parts

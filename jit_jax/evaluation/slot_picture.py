@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from jit_jax.diffusion import references
 from jit_jax.model import sequence
 from jit_jax.output.charts import BLUE, INK, ORANGE
 from jit_jax.output.images import TEXT, cut, font
@@ -76,6 +77,8 @@ def mask(conditioning: dict, model, rows: int) -> np.ndarray:
     if 'cond' in conditioning:
         n = math.prod(sequence.condition_grid(conditioning['cond'].shape, model.patch))
         parts.append(conditioning.get('cond_valid', np.ones((rows, n), bool)))
+    if 'references' in conditioning:
+        parts.append(references.flags(conditioning, model.image_size))
     if 'cond_tokens' in conditioning:
         m = conditioning['cond_tokens'].shape[1]
         parts.append(conditioning.get('cond_tokens_valid', np.ones((rows, m), bool)))

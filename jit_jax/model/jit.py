@@ -30,6 +30,8 @@ class JiT(nn.Module):
       image_size, channels: of the target; the patch is image_size / 16.
       depth, width, heads, bottleneck, class_tokens, class_start, dropout: a row of VARIANTS.
       num_classes: rows of the label table less one (the last is the null class); 0: no labels.
+      reference_images: how many there may be beside the condition image; 0: no parameters for them.
+      reference_place: 'aligned' with the target, or 'free' beside it.
       token_width: E, of condition tokens; 0: none.
       vocabulary: where tokens come as numbers, how many there are; 0: they come as embeddings.
       tables: 'sincos' or 'zero', the start of both pairs of position tables.
@@ -53,6 +55,8 @@ class JiT(nn.Module):
     dropout: float = 0.0
     channels: int = 3
     num_classes: int = 0
+    reference_images: int = 0
+    reference_place: str = 'aligned'
     token_width: int = 0
     vocabulary: int = 0
     tables: str = 'sincos'
@@ -97,6 +101,10 @@ class JiT(nn.Module):
         self.final_norm = RMSNorm()
         self.final_modulation = Linear((2, self.width), zeros, dtype=self.dtype)
         self.final = Linear((self.patch**2 * self.channels,), zeros, dtype=self.dtype)
+        # Last, so that all others start as they do without it.
+        if self.reference_images:
+            shape = (self.reference_images, self.width)
+            self.which_reference = self.param('which_reference', normal, shape)
 
     def _init_blocks(self, key):
         x = jnp.zeros((1, 1, self.width), self.dtype)
@@ -119,6 +127,8 @@ class JiT(nn.Module):
         cond_grid=None,
         cond_tokens=None,
         cond_tokens_valid=None,
+        references=(),
+        references_valid=None,
         *,
         layers: list | None = None,
         train: bool = False,
@@ -135,19 +145,23 @@ class JiT(nn.Module):
           every row's grid.
         cond_tokens: [B, m, E] embeddings, or int [B, m] in [0, vocabulary), or None.
         cond_tokens_valid: bool [B, m], the live tokens of each row; None: all.
+        references: more images like cond, [B, Hr, Wr, C] each, at most reference_images of them.
+        references_valid: bool [B, r], their live patches, image after image; None: all.
         layers: the blocks' weights one by one, as `layers_of` gives them: for many passes without a
           gradient that share them. None: those of the parameters.
         train: dropout is on, and needs rngs={'dropout': key}.
         Returns x̂ float32 [B, H, W, C]. Raises UserError for shapes that do not fit.
         """
         shapes.check_images(self, z, cond, cond_valid)
+        shapes.check_references(self, len(z), references, references_valid)
         shapes.check_tokens(self, len(z), cond_tokens, cond_tokens_valid)
         if label is not None and not self.num_classes:
             raise UserError('label was given to a model without classes; set num_classes.')
+        valid = {'cond': cond_valid, 'references': references_valid, 'tokens': cond_tokens_valid}
         slots = self._slots(
-            len(z), cond, cond_valid, label, label_valid, cond_grid, cond_tokens, cond_tokens_valid
+            len(z), cond, references, cond_tokens, valid, label, label_valid, cond_grid
         )
-        condition = self._condition_slots(slots, cond, cond_tokens)
+        condition = self._condition_slots(slots, cond, references, cond_tokens)
         target = self.target_embed(sequence.patchify(z, self.patch), GRID, GRID)
         x = jnp.concatenate([condition, target], 1)  # [B, S, D]
 
@@ -164,34 +178,44 @@ class JiT(nn.Module):
         x = self.final_norm(x[:, -GRID * GRID :], shift, scale)
         return sequence.unpatchify(self.final(x).astype(jnp.float32), self.patch)
 
-    def _slots(
-        self, B, cond, cond_valid, label, label_valid, cond_grid, tokens, tokens_valid
-    ) -> Slots:
-        """Which slots the program computes, and which of them are live."""
-        grid, m = (0, 0), 0
+    def _slots(self, B, cond, references, tokens, valid, label, label_valid, cond_grid) -> Slots:
+        """Which slots the program computes, and which of them are live.
+
+        valid: the flags of patches, of references and of tokens, each None where all are live.
+        """
+        grid, grids = (0, 0), self._grids(references)
         if cond is not None:
-            grid = sequence.condition_grid(cond.shape, self.patch)
-        if tokens is not None:
-            m = tokens.shape[1]
-        n = math.prod(grid)
-        valid = _both_valid(B, n, cond_valid, m, tokens_valid)
-        either = valid is not None and label_valid is not None
-        sequence.check_room(n, m, 0 if label is None else self.class_tokens, either=either)
+            (grid,) = self._grids([cond])
+        places = sequence.reference_places(grids, self.reference_place)
+        n, r, m = math.prod(grid), len(places), 0 if tokens is None else tokens.shape[1]
+        counts = {'cond': n, 'references': r, 'tokens': m}
+        flags = sequence.joined(B, [(count, valid[name]) for name, count in counts.items()])
+        either = flags is not None and label_valid is not None
+        sequence.check_room(n + r, m, 0 if label is None else self.class_tokens, either=either)
         empty = None
         if self.null == 'token':
-            empty = _rows_without_condition(B, n + m, valid, label, label_valid)
+            empty = sequence.rows_without_condition(B, n + r + m, flags, label, label_valid)
         literal = self.dead_slots == 'keep' or empty is not None
-        return Slots(B, grid, m, literal, valid, label_valid, cond_grid, empty)
+        return Slots(B, grid, m, literal, places, flags, label_valid, cond_grid, empty)
 
-    def _condition_slots(self, slots: Slots, cond, tokens):
+    def _grids(self, images) -> tuple[tuple[int, int], ...]:
+        """The rows and columns of patches of each image."""
+        return tuple(sequence.condition_grid(image.shape, self.patch) for image in images)
+
+    def _condition_slots(self, slots: Slots, cond, references, tokens):
         """What stands before the target, up to the block where class tokens enter: [B, ·, D]."""
         parts = [jnp.zeros((slots.batch, 0, self.width), self.dtype)]
         if cond is not None:
-            parts.append(self._embed_condition(sequence.patchify(cond, self.patch), slots))
+            parts.append(self._embed_image(cond, slots.live(0, slots.patches)))
         elif self.is_initializing():  # one tree for every regime
             self.cond_embed(jnp.zeros((1, 1, self.patch**2 * self.channels)), 1, 1)
+        start = slots.patches
+        for i, (h, w) in enumerate(self._grids(references)):
+            live = slots.live(start, start + h * w)
+            parts.append(self._embed_image(references[i], live, self.which_reference[i]))
+            start += h * w
         if tokens is not None:
-            parts.append(self._embed_tokens(tokens, slots))
+            parts.append(self._embed_tokens(tokens, slots.live(start, slots.n)))
         elif self.token_width and self.is_initializing():
             self.token_embed(self._no_tokens())
         x = jnp.concatenate(parts, 1)
@@ -203,20 +227,24 @@ class JiT(nn.Module):
             x = jnp.where(slots.empty[:, None, None], token, x.astype(jnp.float32))
         return x.astype(self.dtype)
 
-    def _embed_condition(self, patches, slots: Slots):
-        """Condition patches [B, n, P] → tokens [B, n, D]; dead ones are zero."""
-        if slots.cond_valid is None:
-            return self.cond_embed(patches, *slots.grid)
-        # Zero at the pixels too, or a NaN there would reach the gradient of the kernel.
-        live = slots.cond_valid[:, : slots.patches, None]
-        tokens = self.cond_embed(jnp.where(live, patches, 0), *slots.grid)
-        return jnp.where(live, tokens, 0)
+    def _embed_image(self, image, live, which=None):
+        """A condition image → tokens [B, h·w, D], plus the vector that says which reference it is.
 
-    def _embed_tokens(self, tokens, slots: Slots):
-        """Condition tokens [B, m, E] or [B, m] → [B, m, D]; dead ones are zero."""
-        if slots.cond_valid is None:
+        live: bool [B, h·w, 1], or None; what is dead is zero.
+        """
+        patches, (grid,) = sequence.patchify(image, self.patch), self._grids([image])
+        if live is not None:
+            # Zero at the pixels too, or a NaN there would reach the gradient of the kernel.
+            patches = jnp.where(live, patches, 0)
+        x = self.cond_embed(patches, *grid)
+        if which is not None:
+            x = (x.astype(jnp.float32) + which).astype(self.dtype)
+        return x if live is None else jnp.where(live, x, 0)
+
+    def _embed_tokens(self, tokens, live):
+        """Condition tokens [B, m, E] or [B, m] → [B, m, D]; live as in `_embed_image`."""
+        if live is None:
             return self.token_embed(tokens)
-        live = slots.cond_valid[:, slots.patches :, None]
         entering = live[:, :, 0] if self.vocabulary else live
         return jnp.where(live, self.token_embed(jnp.where(entering, tokens, 0)), 0)
 
@@ -349,30 +377,3 @@ def unstack(layers, depth: int) -> list:
     leaves, tree = jax.tree.flatten(layers)
     split = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
     return [tree.unflatten([leaf[0] for leaf in layer]) for layer in zip(*split)]
-
-
-def _both_valid(B, n: int, cond_valid, m: int, tokens_valid):
-    """Flags of n patches and m tokens in one array, bool [B, n + m]; None when all are live."""
-    if cond_valid is None and tokens_valid is None:
-        return None
-    if cond_valid is None:
-        cond_valid = jnp.ones((B, n), bool)
-    if tokens_valid is None:
-        tokens_valid = jnp.ones((B, m), bool)
-    return jnp.concatenate([cond_valid, tokens_valid], 1)
-
-
-def _rows_without_condition(B, n: int, valid, label, label_valid):
-    """bool [B], the rows that have neither patches, tokens nor a label, or None when no row can be
-    one.
-    """
-    if n and valid is None:
-        return None
-    if label is not None and label_valid is None:
-        return None
-    empty = jnp.ones(B, bool)
-    if n:
-        empty = empty & ~valid.any(1)
-    if label is not None:
-        empty = empty & ~label_valid
-    return empty

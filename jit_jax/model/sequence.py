@@ -6,15 +6,15 @@
     cond      C₀ C₁ …        C₂₅₅   │  T₀  T₁  …       T₂₅₅
     class     K₀ … K₃₁  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      32 class tokens in the same slots
     text      E₀ … E₁₅  ·  ·  ·  ·  │  T₀  T₁  …       T₂₅₅      16 tokens of a text, or of anything
+    several   C₀ … R₀ … E₀ … K₀ …   │  T₀  T₁  …       T₂₅₅      image, references, tokens, class
 
-`valid: bool[B, 512]` says which slots are live, row by row, so one batch may mix all five.
+`valid: bool[B, 512]` says which slots are live, row by row, so one batch may mix them all.
 A dead slot is zero where it enters the network and masked as a key in attention; nothing reads
-what it becomes as a query. Condition slots hold image patches first, tokens after them, and class
-tokens last.
+what it becomes as a query. What a row has of each kind stands in the order of the last line.
 
 Shape letters, here and everywhere: B batch, S slots, N target patches, D width, H heads,
-K head width, P pixels of a patch (p · p · channels), m condition tokens, E their width,
-n condition patches and tokens of a program, L depth.
+K head width, P pixels of a patch (p · p · channels), r patches of reference images, m condition
+tokens, E their width, n condition patches and tokens of a program, L depth.
 """
 
 from dataclasses import dataclass
@@ -88,6 +88,19 @@ def place(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
     return (patches + 0.5) * GRID / grid[:, None, :] - 0.5
 
 
+def reference_places(grids: tuple[tuple[int, int], ...], where: str) -> np.ndarray:
+    """Where the patches of reference images lie: [r, 2], image after image.
+
+    where: 'aligned', over the target as a condition image is; or 'free', beside it: image i is as
+    many widths to the right, so that its patches meet none of the target's.
+    """
+    found = [np.zeros((0, 2))]
+    for i, (h, w) in enumerate(grids, 1):
+        beside = (0, GRID * i) if where == 'free' else (0, 0)
+        found.append(place(h, w) + np.array(beside))
+    return np.concatenate(found)
+
+
 def slot_mask(batch: int, cond_valid=None, label_valid=None, class_tokens: int = 0) -> jnp.ndarray:
     """`valid` of the literal sequence: bool [B, 512], from cond_valid [B, n] (of patches, then of
     tokens) and label_valid [B].
@@ -131,17 +144,45 @@ def check_room(patches: int, tokens: int, class_tokens: int, *, either: bool = F
     )
 
 
-def slot_places(h: int, w: int, grid=None) -> np.ndarray | jnp.ndarray:
+def joined(B: int, parts: list[tuple]) -> jax.Array | None:
+    """Flags bool [B, count], or None for all, of parts (count, flags) that follow each other.
+
+    bool [B, n], or None where everything is live.
+    """
+    if all(flags is None for _, flags in parts):
+        return None
+    whole = [jnp.ones((B, count), bool) if flags is None else flags for count, flags in parts]
+    return jnp.concatenate(whole, 1)
+
+
+def rows_without_condition(B: int, n: int, valid, label, label_valid) -> jax.Array | None:
+    """bool [B], the rows that have none of n patches and tokens and no label, or None when no row
+    can be one.
+    """
+    if n and valid is None:
+        return None
+    if label is not None and label_valid is None:
+        return None
+    empty = jnp.ones(B, bool)
+    if n:
+        empty = empty & ~valid.any(1)
+    if label is not None:
+        empty = empty & ~label_valid
+    return empty
+
+
+def slot_places(h: int, w: int, grid=None, references=()) -> np.ndarray | jnp.ndarray:
     """Where all 512 slots lie, with an h×w condition: [512, 2], or [B, 512, 2] with grid [B, 2].
 
-    Tokens, class tokens and dead slots are at (0, 0), which attention does not rotate.
+    references: where their patches lie, [r, 2]. Tokens, class tokens and dead slots are at (0, 0),
+    which attention does not rotate.
     """
     cond = place(h, w, grid)
-    padding = np.zeros((COND.stop - h * w, 2))
-    target = place(GRID, GRID)
+    references = np.reshape(references, (-1, 2))
+    padding = np.zeros((COND.stop - h * w - len(references), 2))
+    rest = np.concatenate([references, padding, place(GRID, GRID)])
     if grid is None:
-        return np.concatenate([cond, padding, target])
-    rest = np.concatenate([padding, target])
+        return np.concatenate([cond, rest])
     rest = jnp.broadcast_to(rest, (len(cond), *rest.shape))
     return jnp.concatenate([cond, rest], 1)
 
@@ -158,7 +199,8 @@ class Slots:
     grid: tuple[int, int]  # rows and columns of condition patches; (0, 0) without a condition image
     tokens: int  # condition tokens
     literal: bool  # all 512 slots are computed, not only those that can be live
-    cond_valid: jax.Array | None = None  # bool [B, n], of patches and then of tokens
+    references: np.ndarray = ()  # where the patches of reference images lie, [r, 2]
+    cond_valid: jax.Array | None = None  # bool [B, n], of patches, of references and of tokens
     label_valid: jax.Array | None = None  # bool [B]
     cond_grid: jax.Array | None = None  # int [B, 2], where rows differ in their grids
     empty: jax.Array | None = (
@@ -167,14 +209,18 @@ class Slots:
 
     @property
     def patches(self) -> int:
-        """Condition patches, and so the first slot of tokens."""
+        """Patches of the condition image, and so the first slot of references."""
         h, w = self.grid
         return h * w
 
     @property
     def n(self) -> int:
-        """Condition patches and tokens, and so the first slot of class tokens."""
-        return self.patches + self.tokens
+        """All patches and tokens of the condition, and so the first slot of class tokens."""
+        return self.patches + len(self.references) + self.tokens
+
+    def live(self, start: int, stop: int) -> jax.Array | None:
+        """Which of condition slots start … stop − 1 are live: bool [B, ·, 1], or None for all."""
+        return None if self.cond_valid is None else self.cond_valid[:, start:stop, None]
 
     def computed(self, class_tokens: int) -> np.ndarray:
         """The slots that are computed: int [S]."""
@@ -203,7 +249,7 @@ class Slots:
 
     def places(self, class_tokens: int) -> np.ndarray | jax.Array:
         """Where the computed slots lie: [S, 2], or [B, S, 2] where rows differ."""
-        places = slot_places(*self.grid, self.cond_grid)
+        places = slot_places(*self.grid, self.cond_grid, self.references)
         if self.empty is not None:
             unrotated = self.empty[:, None, None] & _IN_COND[:, None]
             places = jnp.where(unrotated, 0, places)

@@ -18,19 +18,39 @@ def check_images(net, z, cond, cond_valid) -> None:
     if list(z.shape[1:]) != shape:
         size = ', '.join(map(str, shape))
         raise UserError(f'z is [B, {size}] for this model; got {list(z.shape)}.')
-    n = 0
-    if cond is not None:
-        n = math.prod(sequence.condition_grid(cond.shape, net.patch))
-        if cond.shape[0] != B or cond.shape[3] != net.channels:
-            raise UserError(
-                f'cond is [B, Hc, Wc, C] with the batch and channels of z {list(z.shape)}; '
-                f'got {list(cond.shape)}.'
-            )
+    n = 0 if cond is None else _patches(net, 'cond', cond, B)
     if cond_valid is not None and cond_valid.shape != (B, n):
         raise UserError(
             f'cond_valid is [B, n] = [{B}, {n}], one flag a condition patch; '
             f'got {list(cond_valid.shape)}.'
         )
+
+
+def check_references(net, B: int, references, valid) -> None:
+    """Raises UserError for more images than the model takes, and as `check_images`."""
+    if len(references) > net.reference_images:
+        raise UserError(
+            f'{len(references)} references were given to a model of at most '
+            f'{net.reference_images}; set reference_images.'
+        )
+    patches = [_patches(net, f'references[{i}]', image, B) for i, image in enumerate(references)]
+    r = sum(patches)
+    if valid is not None and valid.shape != (B, r):
+        raise UserError(
+            f'references_valid is [B, r] = [{B}, {r}], one flag a patch of each image in turn; '
+            f'got {list(valid.shape)}.'
+        )
+
+
+def _patches(net, name: str, image, B: int) -> int:
+    """The patches of a condition image. Raises UserError where it does not fit."""
+    n = math.prod(sequence.condition_grid(image.shape, net.patch))
+    if image.shape[0] != B or image.shape[3] != net.channels:
+        raise UserError(
+            f'{name} is [B, Hc, Wc, C] with the batch and channels of z, {B} and {net.channels}; '
+            f'got {list(image.shape)}.'
+        )
+    return n
 
 
 def check_tokens(net, B: int, tokens, valid) -> None:

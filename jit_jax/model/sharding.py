@@ -49,7 +49,7 @@ RULES = (
     (r'final/bias', P()),
     (r'final_norm/weight', P()),
     (r'classes', P(None, 'fsdp')),
-    (r'(class_positions|no_condition)', P()),
+    (r'(class_positions|no_condition|which_reference)', P()),
     (r'ns_coeffs', P()),  # Muon's constants
 )
 

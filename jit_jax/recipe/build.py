@@ -92,13 +92,25 @@ def run(config: ConfigDict, memory: data.InMemory | None = None) -> Run:
             f'config.model.num_classes is {classes}, and the training images have '
             f'{len(train.classes)} classes.'
         )
-    if 'pairs' in conditions.kinds(config.condition.kind) and 'cond' not in train.images:
+    if conditions.kinds(config.condition.kind) & conditions.PAIRED:
+        check_paired(config, train)
+    content = memory.content if memory else ''
+    return Run(**vars(built), train=train, test=test, content=content)
+
+
+def check_paired(config: ConfigDict, train: data.Source) -> None:
+    """Raises UserError where the images come with another number of condition images."""
+    found = len(train.images) - 1
+    if not found:
         raise UserError(
             'config.condition.kind=pairs needs a condition image for each image: give them, as in '
             'jit_jax.train(config, workdir, images=…, cond=…).'
         )
-    content = memory.content if memory else ''
-    return Run(**vars(built), train=train, test=test, content=content)
+    if found != config.condition.paired:
+        raise UserError(
+            f'There are {found} condition images for each image; set config.condition.paired='
+            f'{found}, or remove folders.'
+        )
 
 
 def on_memory(config: ConfigDict) -> ConfigDict:

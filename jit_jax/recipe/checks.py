@@ -22,6 +22,7 @@ from jit_jax.recipe import kinds
 CHOICES = {  # one of these
     'model.tables': ('sincos', 'zero'),
     'model.null': ('mask', 'token'),
+    'model.reference_place': ('aligned', 'free'),
     'compute.dead_slots': ('skip', 'keep'),
     'compute.scan': ('auto', True, False),
     'compute.attention': attention.BACKENDS,
@@ -52,11 +53,14 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'model.image_size': sequence.GRID,
     'model.channels': 1,
     'model.num_classes': 0,
+    'model.reference_images': 0,
     'model.token_width': 0,
     'model.vocabulary': 0,
     'data.threads': 0,
     'data.prefetch': 0,
     'condition.factor': 1,
+    'condition.paired': 1,
+    'condition.reference_factor': 1,
     'condition.tokens': 1,
     'optimizer.warmup': 0,
     'checkpoint.every': 1,
@@ -85,6 +89,7 @@ RANGES = {  # finite numbers, from low to below high
     'sample.guidance': (-math.inf, math.inf),
     'data.max_broken': (0, 1),
 }
+REFERENCES = 16  # the most of them
 PAIRED = ('pairs', 'memory')  # kinds of data whose images may come with condition images
 TEXTS = (
     'init_from',
@@ -149,10 +154,11 @@ def _tokens(option: dict) -> int:
 
 def _patches(config, option: dict) -> int:
     """Condition patches of conditions that are given together, by the shapes that they make."""
-    if 'cond' not in option:
-        return 0
     patch = sequence.patch_size(config['model']['image_size'])
-    return math.prod(sequence.condition_grid(option['cond'].shape, patch))
+    images = [*option.get('references', ())]
+    if 'cond' in option:
+        images.append(option['cond'])
+    return sum(math.prod(sequence.condition_grid(image.shape, patch)) for image in images)
 
 
 def _check_choice(key: str, value, allowed: tuple):
@@ -235,7 +241,7 @@ def _check_condition(config):
         raise UserError(
             'config.condition.kind with class needs classes; set config.model.num_classes.'
         )
-    if 'pairs' in named and config['data']['kind'] not in PAIRED:
+    if named & conditions.PAIRED and config['data']['kind'] not in PAIRED:
         raise UserError(
             'config.condition.kind=pairs needs config.data.kind=pairs, '
             'a folder with target/ and cond/.'
@@ -249,9 +255,19 @@ def _check_condition(config):
         raise UserError(
             f'config.condition.factor must divide {sequence.GRID} patches; got {c["factor"]}.'
         )
+    if sequence.GRID % c['reference_factor']:
+        raise UserError(
+            f'config.condition.reference_factor must divide {sequence.GRID} patches; got '
+            f'{c["reference_factor"]}.'
+        )
+    if m['reference_images'] > REFERENCES:
+        raise UserError(
+            f'config.model.reference_images is at most {REFERENCES}; got {m["reference_images"]}.'
+        )
     for name, option in kinds.options(config).items():
         if 'cond_tokens' in option:
             _check_width(name, option['cond_tokens'], config)
+        _check_references(name, option, config)
         patches = _patches(config, option) + _tokens(option)
         if 'label' in option and patches + tokens > sequence.COND.stop:
             raise UserError(
@@ -260,6 +276,16 @@ def _check_condition(config):
                 '(either) or make the condition smaller.'
             )
     _check_room(config)
+
+
+def _check_references(name: str, option: dict, config):
+    """Several images a row need a model that tells them apart."""
+    count = len(option.get('references', ()))
+    if count > config['model']['reference_images']:
+        raise UserError(
+            f'config.condition.kind: {name} has several images in a row; set '
+            f'config.model.reference_images={count}.'
+        )
 
 
 def _check_width(name: str, tokens, config):

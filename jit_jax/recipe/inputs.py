@@ -24,6 +24,7 @@ NEEDS = {
     'cond_grid': 'cond',
     'label_valid': 'label',
     'cond_tokens_valid': 'cond_tokens',
+    'references_valid': 'references',
 }
 
 
@@ -62,7 +63,11 @@ def check_conditioning(
       num: B, how many images are asked for.
       given: arrays by keyword of `JiT.__call__`, those that are given.
     """
+    if 'references' in given:
+        _check_references(given['references'], net, config, prefix, num)
     for name, rows in given.items():
+        if name == 'references':
+            continue
         if rows.ndim == 0 or len(rows) != num:
             count = f'{len(rows)} rows' if rows.ndim else 'no rows'
             raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
@@ -201,6 +206,30 @@ def _check_both(given: dict, net: JiT, learned: list[dict], config: dict, prefix
         raise UserError(
             f'{prefix}cond and {prefix}label: {n} patches and {net.class_tokens} class tokens do '
             f'not fit in {GRID * GRID} slots; leave one of them out.'
+        )
+
+
+def _check_references(images: tuple, net: JiT, config: dict, prefix: str, num: int) -> None:
+    """Images of the sizes that the run learned, each with a row for each of `num` images."""
+    shapes = {}
+    for option in kinds.options(config).values():
+        if 'references' in option:
+            shapes[tuple(image.shape[1:] for image in option['references'])] = None
+    if not shapes:
+        kind = config['condition']['kind']
+        raise UserError(
+            f'{prefix}references: this run learned no references (config.condition.kind={kind}); '
+            'leave it out.'
+        )
+    got = tuple(image.shape[1:] for image in images)
+    floats = all(np.issubdtype(image.dtype, np.floating) for image in images)
+    if got not in shapes or not floats or any(len(image) != num for image in images):
+        sizes = ' or '.join(
+            ', '.join(str([num, *shape]) for shape in learned) for learned in shapes
+        )
+        raise UserError(
+            f'{prefix}references is float32 images in [-1, 1] of shapes {sizes}; got '
+            f'{", ".join(f"{image.dtype} {list(image.shape)}" for image in images) or "none"}.'
         )
 
 

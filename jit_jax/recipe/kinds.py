@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jit_jax.data import condition_names
 from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
 
@@ -79,8 +80,10 @@ def shapes(config, names: list[str]) -> dict:
     x = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     batch = {
         'label': jax.ShapeDtypeStruct((1,), jnp.int32),
-        'cond': jax.ShapeDtypeStruct(x.shape, jnp.uint8),
     }
+    section = config['condition']
+    for name in condition_names(section['paired'] if 'paired' in section else 1):
+        batch[name] = jax.ShapeDtypeStruct(x.shape, jnp.uint8)
     if 'text' in names:
         batch['tokens'] = jax.ShapeDtypeStruct((1, text_tokens(config)), jnp.uint8)
         batch['token_count'] = jax.ShapeDtypeStruct((1,), jnp.int32)

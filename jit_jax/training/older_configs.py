@@ -5,8 +5,20 @@ import json
 # Keys that came later, by section, and what runs without them did.
 ADDED = {
     'compute': {'deterministic': False, 'cache': ''},
-    'model': {'token_width': 0, 'vocabulary': 0},
-    'condition': {'degradations': 1, 'strength': [0.0, 1.0], 'module': '', 'tokens': 128},
+    'model': {
+        'reference_images': 0,
+        'reference_place': 'aligned',
+        'token_width': 0,
+        'vocabulary': 0,
+    },
+    'condition': {
+        'degradations': 1,
+        'strength': [0.0, 1.0],
+        'module': '',
+        'paired': 1,
+        'reference_factor': 2,
+        'tokens': 128,
+    },
     'data': {'holdout': 'spread', 'palette': ''},
 }
 

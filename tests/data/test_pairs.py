@@ -6,6 +6,20 @@ from PIL import Image
 
 from jit_jax import data
 
+SIDES = ('target', 'cond', 'cond2', 'cond3')
+
+
+def test_more_condition_images_for_each(tmp_path):
+    files = {f'{side}/{i}.png': 10 * i + j for j, side in enumerate(SIDES) for i in range(3)}
+    source = open_gray('pairs', write(tmp_path, files))
+    assert source.images == ('image', 'cond', 'cond2', 'cond3')
+    assert '(target/0.png with cond/0.png and cond2/0.png and cond3/0.png)' in source.summary
+    for i in range(2):
+        found = [int(source[i][name][0, 0, 0]) for name in source.images]
+        assert found == [10 * i + j for j in range(4)]
+    (tmp_path / 'cond3/1.png').unlink()
+    refused('of the same name in target or cond3', 'pairs', path=tmp_path)
+
 
 def test_pairs(tmp_path):
     files = {f'target/{i}.png': i for i in range(4)} | {

@@ -22,7 +22,7 @@ HOLES = ('inpaint', 'outpaint', 'half', 'patches', 'strokes')
 
 def tell(kind, key=KEY, x=X, **settings):
     conditioning = jax.jit(make(kind, **dict(factor=2, hole=(4, 12)) | settings))(x, BATCH, key)
-    return {name: np.asarray(array) for name, array in conditioning.items()}
+    return jax.tree.map(np.asarray, conditioning)
 
 
 def holes(conditioning):
@@ -50,6 +50,9 @@ def test_every_kind_is_a_pure_function_that_shapes_fit(kind):
     conditioning = tell(kind)
     if kind == 'class':
         np.testing.assert_array_equal(conditioning['label'], BATCH['label'])
+        return
+    if kind == 'references':
+        np.testing.assert_array_equal(conditioning['references'][0], from_uint8(BATCH['cond']))
         return
     if kind == 'text':
         np.testing.assert_array_equal(conditioning['cond_tokens'], BATCH['tokens'])
@@ -179,6 +182,50 @@ def test_plus_is_both():
     np.testing.assert_array_equal(both['label'], BATCH['label'])
 
 
+def test_plus_of_images_gives_them_side_by_side():
+    """The first lies over the target; each whole one is made smaller, so that all fit."""
+    told = tell('edges+class+super_resolution+grayscale')
+    assert told.keys() == {'cond', 'label', 'references'}
+    shapes = [image.shape[1:3] for image in (told['cond'], *told['references'])]
+    assert shapes == [(16, 16)] * 3
+    whole = {kind: tell(kind)['cond'] for kind in ('edges', 'grayscale')}
+    half = jax.image.resize(whole['edges'], (B, 16, 16, 3), 'cubic', antialias=True)
+    np.testing.assert_allclose(told['cond'], half, atol=1e-5)
+    np.testing.assert_allclose(told['references'][0], tell('super_resolution')['cond'], atol=1e-5)
+    assert tell('edges+grayscale', reference_factor=4)['cond'].shape == (B, 8, 8, 3)
+    assert 'references' not in tell('edges+class')  # one image stays as it is
+    with_hole = tell('inpaint+edges', reference_factor=4)
+    np.testing.assert_array_equal(with_hole['cond'], X)
+    assert with_hole['references'][0].shape == (B, 8, 8, 3) and 'cond_valid' in with_hole
+
+
+def test_paired_images_in_their_order():
+    several = BATCH | {'cond10': PIXELS, 'cond2': 255 - PIXELS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), 'BATCH', several)
+        pairs, references = tell('pairs'), tell('references')
+    small = [
+        jax.image.resize(from_uint8(several[name]), (B, 16, 16, 3), 'cubic', antialias=True)
+        for name in ('cond', 'cond2', 'cond10')
+    ]
+    found = (pairs['cond'], *pairs['references'])
+    for expected, image, again in zip(small, found, references['references'], strict=True):
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+        np.testing.assert_array_equal(image, again)
+
+
+def test_bar_gives_references_to_the_rows_that_have_them():
+    told = tell('edges+grayscale|super_resolution|edges+edges')
+    live = told['references_valid'].all(1)
+    assert (told['references_valid'].any(1) == live).all() and 12 <= live.sum() <= 28
+    both = tell('edges+grayscale+edges')
+    grey, edges = both['references']
+    options = [np.abs(told['references'][0] - image).max((1, 2, 3)) for image in (grey, edges)]
+    assert (np.minimum(*options)[live] < 1e-5).all()
+    kept = dropped(told, 0.5)
+    assert not kept['references_valid'][~kept['cond_valid'].any(1)].any()
+
+
 def test_bar_is_either_row_by_row():
     conditioning = tell('super_resolution|inpaint|class')
     grid, valid = conditioning['cond_grid'], conditioning['cond_valid'].reshape(B, GRID, GRID)
@@ -219,10 +266,7 @@ def test_one_grid_needs_no_grid_of_its_own():
 
 
 def dropped(conditioning, rate, key=KEY, p=2):
-    return {
-        name: np.asarray(array)
-        for name, array in drop(conditioning, key, rate, p=p, null_class=7).items()
-    }
+    return jax.tree.map(np.asarray, drop(conditioning, key, rate, p=p, null_class=7))
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5])

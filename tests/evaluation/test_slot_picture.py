@@ -14,10 +14,13 @@ def test_slots_are_painted_as_the_mask_says(tiny):
         'cond_valid': valid,
         'label': np.zeros(2, int),
         'label_valid': np.array([True, False]),
+        'references': (np.zeros((2, 4, 4, 3)), np.zeros((2, 2, 2, 3))),
+        'references_valid': random.random((2, 5)) < 0.5,
         'cond_tokens': np.zeros((2, 9, 6)),
         'cond_tokens_valid': random.random((2, 9)) < 0.5,
     }
-    valid = np.concatenate([valid, conditioning['cond_tokens_valid']], 1)
+    beside = [conditioning[f'{name}_valid'] for name in ('references', 'cond_tokens')]
+    valid = np.concatenate([valid, *beside], 1)
     picture = slot_picture.slots(conditioning, tiny(), rows=2)
     want = np.asarray(slot_mask(2, valid, conditioning['label_valid'], tiny().class_tokens))
     blue, orange, grey = (0x35, 0x66, 0xA8), (0xD9, 0x82, 0x2B), (0xD9, 0xDC, 0xE1)

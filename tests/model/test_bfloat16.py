@@ -221,7 +221,7 @@ def test_only_products_compute_in_bfloat16(tiny, params, conditioning, null):
     def loss(params, z, t, conditioning):
         return net.apply({'params': params}, z, t, **conditioning).sum()
 
-    arguments = params, conditioning['z'], conditioning['t'], conditioning['tokens']
+    arguments = params, conditioning['z'], conditioning['t'], conditioning['several']
     program = jax.make_jaxpr(jax.grad(loss))(*arguments)
     found = results(program.jaxpr, jnp.bfloat16)
     assert {name for name, _ in found} - MOVES == {'dot_general', 'add_any'}

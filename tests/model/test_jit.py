@@ -76,7 +76,7 @@ def test_one_tree(tiny, fresh, conditioning, null, dead_slots, scan):
         for path, x in jax.tree_util.tree_leaves_with_path(fresh)
     }
     assert shapes(model) == shapes(model, **conditioning['mixed']) == expected
-    assert shapes(model, **conditioning['tokens']) == expected
+    assert shapes(model, **conditioning['several']) == expected
 
 
 def test_without_classes_only_the_label_tables_are_gone(tiny, fresh, conditioning):
@@ -90,6 +90,8 @@ def test_without_tokens_only_their_embedding_is_gone(tiny):
     gone = set(expected) - set(without)
     assert gone and all(name.startswith("['token_embed']") for name in gone)
     assert all(expected[name] == shape for name, shape in without.items())
+    nameless = shapes(tiny(reference_images=0))
+    assert set(expected) - set(nameless) == {"['which_reference']"}
     table = set(shapes(tiny(vocabulary=9))) - set(expected)
     assert table == {"['token_embed']['table']"}
 
@@ -97,7 +99,7 @@ def test_without_tokens_only_their_embedding_is_gone(tiny):
 def test_one_start(tiny, fresh, conditioning):
     model = tiny(scan=False)
     other = jax.jit(lambda key, z, t, conditioning: model.init(key, z, t, **conditioning))(
-        jax.random.key(0), conditioning['z'], conditioning['t'], conditioning['tokens']
+        jax.random.key(0), conditioning['z'], conditioning['t'], conditioning['several']
     )
     equal(other['params'], fresh)  # what the first batch holds decides nothing
 
@@ -107,7 +109,7 @@ def test_one_start(tiny, fresh, conditioning):
 
 @pytest.mark.parametrize(
     'null, name',
-    [*itertools.product(['mask'], ['uncond', 'tokens', 'full', 'whole']), ('token', 'whole')],
+    [*itertools.product(['mask'], ['uncond', 'several', 'full', 'whole']), ('token', 'whole')],
 )
 def test_skip_is_keep(tiny, params, run, conditioning, null, name):
     skip = run(tiny(null=null), params, conditioning['z'], conditioning['t'], **conditioning[name])
@@ -125,7 +127,9 @@ def test_skip_is_keep(tiny, params, run, conditioning, null, name):
     )
 
 
-@pytest.mark.parametrize('null, name', [('mask', 'mixed'), ('mask', 'tokens'), ('token', 'tokens')])
+@pytest.mark.parametrize(
+    'null, name', [('mask', 'mixed'), ('mask', 'several'), ('token', 'several')]
+)
 def test_a_row_without_condition_in_a_mixture_is_the_unconditional_row(
     tiny, params, run, conditioning, null, name
 ):
@@ -174,9 +178,10 @@ def test_all_live_flags_are_no_flags(tiny, params, run, conditioning):
     flags = {
         'cond_valid': np.ones((5, 64), bool),
         'cond_tokens_valid': np.ones((5, 7), bool),
+        'references_valid': np.ones((5, 22), bool),
         'label_valid': np.ones(5, bool),
     }
-    z, t, some = conditioning['z'], conditioning['t'], conditioning['tokens']
+    z, t, some = conditioning['z'], conditioning['t'], conditioning['several']
     without = {name: array for name, array in some.items() if name not in flags}
     close(run(tiny(), params, z, t, **without), run(tiny(), params, z, t, **some | flags))
     tokens = {name: flags[name] for name in ('cond_tokens_valid',)}  # of one kind, and not the rest
@@ -186,13 +191,13 @@ def test_all_live_flags_are_no_flags(tiny, params, run, conditioning):
 def test_numbers_of_tokens_are_rows_of_a_learned_table(tiny, params, run, conditioning):
     """And which number a dead token has decides nothing, in the table's gradient either."""
     table = np.random.default_rng(0).standard_normal((9, TOKEN_WIDTH), np.float32)
-    known = conditioning['tokens']['cond_tokens_valid']
+    known = conditioning['several']['cond_tokens_valid']
     numbers = np.random.default_rng(1).integers(0, 6, known.shape, np.int32)
     lettered = params | {'token_embed': params['token_embed'] | {'table': table}}
     z, t = conditioning['z'], conditioning['t']
-    some = conditioning['tokens'] | dict(cond_tokens=table[numbers])
+    some = conditioning['several'] | dict(cond_tokens=table[numbers])
     x, gradients = run(tiny(), params, z, t, **some)
-    some = conditioning['tokens'] | dict(cond_tokens=numbers)
+    some = conditioning['several'] | dict(cond_tokens=numbers)
     by_number, by_table = run(tiny(vocabulary=9), lettered, z, t, **some)
     close(by_number, x)
     moved = by_table['params']['token_embed'].pop('table')
@@ -205,10 +210,26 @@ def test_numbers_of_tokens_are_rows_of_a_learned_table(tiny, params, run, condit
         equal(dirty_gradients['params']['token_embed']['table'], moved)
 
 
+def test_which_reference_an_image_is_matters(tiny, params, run, conditioning):
+    """Of two images of one size, in both orders; and where they lie."""
+    z, t = conditioning['z'], conditioning['t']
+    one, _ = conditioning['several']['references']
+    x, gradients = run(tiny(), params, z, t, references=(one, -one))
+    for references, changes in (((-one, one), {}), ((one, -one), dict(reference_place='free'))):
+        other, _ = run(tiny(**changes), params, z, t, references=references)
+        assert all(np.abs(other[b] - x[b]).max() > 0.003 for b in range(5))
+    assert (np.abs(gradients['params']['which_reference']).sum(-1) > 0).all()
+    # Over the target, it differs from the condition image by its vector alone.
+    alone, _ = run(tiny(), params, z, t, cond=one)
+    nameless = params | {'which_reference': np.zeros_like(params['which_reference'])}
+    as_reference, _ = run(tiny(), nameless, z, t, references=(one,))
+    close(as_reference, alone)
+
+
 def test_where_a_token_stands_matters_and_other_tokens_paint_otherwise(
     tiny, params, run, conditioning
 ):
-    z, t, some = conditioning['z'], conditioning['t'], conditioning['tokens']
+    z, t, some = conditioning['z'], conditioning['t'], conditioning['several']
     x, _ = run(tiny(), params, z, t, **some)
     for other in (some['cond_tokens'][:, ::-1], -some['cond_tokens']):
         changed, _ = run(tiny(), params, z, t, **some | dict(cond_tokens=other))
@@ -248,7 +269,7 @@ def test_rows_with_grids_of_their_own(tiny, params, run, conditioning):
 
 @pytest.mark.parametrize('changes', [dict(scan=False), dict(remat='dots'), dict(remat='full')])
 def test_how_blocks_run_changes_nothing(tiny, params, run, conditioning, changes):
-    name = 'tokens' if changes == dict(scan=False) else 'uncond'
+    name = 'several' if changes == dict(scan=False) else 'uncond'
     close(
         *(
             run(tiny(**c), params, conditioning['z'], conditioning['t'], **conditioning[name])
@@ -287,12 +308,13 @@ def test_what_a_dead_slot_holds_changes_nothing(
 ):
     random = np.random.default_rng(seed)
     valid, labelled = random.random((5, 64)) < density, random.random(5) < 0.5
-    known = random.random((5, 7)) < density
-    some = conditioning['tokens']
+    known, recalled = random.random((5, 7)) < density, random.random((5, 22)) < density
+    some = conditioning['several']
     label = np.array([0, 1, 3, 4, 0], np.int32)  # never 2 and 5
     by_pixel = np.repeat(np.repeat(~valid.reshape(5, 8, 8), 2, 1), 2, 2)
     dead = by_pixel[..., None]  # the pixels of dead patches
     flags = dict(cond_valid=valid, cond_tokens_valid=known, label_valid=labelled)
+    flags['references_valid'] = recalled
     model = tiny(null=null, dead_slots=dead_slots)
 
     def outcome(fill, label_fill):
@@ -300,6 +322,7 @@ def test_what_a_dead_slot_holds_changes_nothing(
         filled = dict(
             cond=np.where(dead, fill, some['cond']),
             cond_tokens=np.where(known[..., None], some['cond_tokens'], fill),
+            references=tuple(filled_where_dead(some['references'], recalled, fill)),
             label=np.where(labelled, label, label_fill).astype(np.int32),
         )
         return run(model, params, conditioning['z'], conditioning['t'], **filled, **flags)
@@ -313,20 +336,32 @@ def test_what_a_dead_slot_holds_changes_nothing(
     assert (d_patches[~valid] == 0).all() and (np.abs(d_patches[valid]).sum(-1) > 0).all()
     d_tokens = np.abs(gradients['cond_tokens']).sum(-1)
     np.testing.assert_array_equal(d_tokens > 0, known)
+    d_references = np.concatenate([patches_of(image) for image in gradients['references']], 1)
+    np.testing.assert_array_equal(np.abs(d_references).sum(-1) > 0, recalled)
     d_classes = np.abs(gradients['params']['classes']).sum(-1)
     assert set(np.flatnonzero(d_classes)) == set(label[labelled])
 
 
+def filled_where_dead(references, live, fill):
+    """Reference images whose dead patches, of 2×2 pixels, hold something else."""
+    for image in references:
+        B, h, w, _ = image.shape
+        own, live = live[:, : h * w // 4], live[:, h * w // 4 :]
+        by_pixel = own.reshape(B, h // 2, w // 2).repeat(2, 1).repeat(2, 2)
+        yield np.where(by_pixel[..., None], image, fill)
+
+
 @pytest.mark.parametrize('null', ['mask', 'token'])
 def test_a_row_does_not_depend_on_the_others(tiny, params, run, conditioning, null):
-    some, t = conditioning['tokens'], conditioning['t']
+    some, t = conditioning['several'], conditioning['t']
     x, _ = run(tiny(null=null), params, conditioning['z'], t, **some)
     for row in range(5):
         others = np.arange(5) != row
-        z, changed = conditioning['z'].copy(), {name: rows.copy() for name, rows in some.items()}
+        z, changed = conditioning['z'].copy(), jax.tree.map(np.copy, some)
         z[others], changed['cond'][others], changed['label'][others] = np.nan, 1, 2
         changed['cond_tokens'][others] = 3
-        for flags in ('cond_valid', 'cond_tokens_valid', 'label_valid'):
+        changed['references'][1][others] = -1
+        for flags in ('cond_valid', 'cond_tokens_valid', 'references_valid', 'label_valid'):
             changed[flags][others] = ~changed[flags][others]
         found, _ = run(tiny(null=null), params, z, t, **changed)
         equal(found[row], x[row])
@@ -357,19 +392,19 @@ def seen(tiny, params, conditioning, monkeypatch, **changes):
         return model.apply({'params': params}, z, t, **conditioning)
 
     with jax.disable_jit(), jax.ensure_compile_time_eval():
-        forward(params, conditioning['z'], conditioning['t'], conditioning['tokens'])
+        forward(params, conditioning['z'], conditioning['t'], conditioning['several'])
     return masks, places
 
 
 def live_before_labels(conditioning):
-    """bool [5, 71]: the patches and tokens that are live in `tokens`."""
-    some = conditioning['tokens']
-    return np.concatenate([some['cond_valid'], some['cond_tokens_valid']], 1)
+    """bool [5, 93]: the patches, references and tokens that are live in `several`."""
+    flags = ('cond_valid', 'references_valid', 'cond_tokens_valid')
+    return np.concatenate([conditioning['several'][name] for name in flags], 1)
 
 
 def test_each_block_is_given_the_mask_of_the_drawing(tiny, params, conditioning, monkeypatch):
     (first, second), _ = seen(tiny, params, conditioning, monkeypatch)
-    valid, label_valid = live_before_labels(conditioning), conditioning['tokens']['label_valid']
+    valid, label_valid = live_before_labels(conditioning), conditioning['several']['label_valid']
     equal(first, slot_mask(5, valid))
     equal(second, slot_mask(5, valid, label_valid, class_tokens=4))  # class tokens start at block 1
 
@@ -378,7 +413,7 @@ def test_no_condition_tokens_fill_all_condition_slots_of_their_rows(
     tiny, params, conditioning, monkeypatch
 ):
     (first, second), (before, after) = seen(tiny, params, conditioning, monkeypatch, null='token')
-    empty = np.array([True, False, False, False, False])  # in `tokens`, the others have something
+    empty = np.array([True, False, False, False, False])  # in `several`, the others have something
     equal(
         first,
         np.asarray(slot_mask(5, live_before_labels(conditioning)))
@@ -394,11 +429,15 @@ def test_no_condition_tokens_fill_all_condition_slots_of_their_rows(
         )
 
 
-def test_places_of_patches_and_class_tokens(tiny, params, conditioning, monkeypatch):
-    _, runs = seen(tiny, params, conditioning, monkeypatch)
+@pytest.mark.parametrize('where', ['aligned', 'free'])
+def test_places_of_patches_and_class_tokens(tiny, params, conditioning, monkeypatch, where):
+    _, runs = seen(tiny, params, conditioning, monkeypatch, reference_place=where)
+    width = GRID if where == 'free' else 0  # beside the target, one after the other
+    first, second = place(4, 4) + np.array([0, width]), place(2, 3) + np.array([0, 2 * width])
     for places in runs:
         np.testing.assert_array_equal(places[:64], place(8, 8).astype(np.float32))
-        np.testing.assert_array_equal(places[64:256], 0)  # tokens, class tokens and dead slots
+        np.testing.assert_allclose(places[64:86], np.concatenate([first, second]), atol=1e-5)
+        np.testing.assert_array_equal(places[86:256], 0)  # tokens, class tokens and dead slots
         np.testing.assert_array_equal(places[TARGET], place(GRID, GRID))
 
 
@@ -542,6 +581,7 @@ def test_what_starts_normal_zero_and_one(fresh):
         fresh['class_positions'],
         fresh['no_condition'],
         fresh['token_embed']['positions'],
+        fresh['which_reference'],
     ):
         sigmas = 4 / math.sqrt(2 * leaf.size)
         assert (
@@ -751,6 +791,25 @@ def test_tokens_that_a_model_does_not_take_are_refused(tiny, changes, tokens, wo
     given = jax.ShapeDtypeStruct((5, 7, 6), tokens)
     with pytest.raises(ValueError, match=words) as error:
         jax.eval_shape(tiny(**changes).init, jax.random.key(0), *FIVE, cond_tokens=given)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'references, live, words',
+    [
+        ([(5, 8, 8, 3)] * 3, None, '3 references were given to a model of at most 2'),
+        ([(5, 8, 8, 3), (4, 8, 8, 3)], None, r'references\[1\] is .*\[4, 8, 8, 3\]'),
+        ([(5, 8, 9, 3)], None, '8×9'),
+        ([(5, 32, 32, 3), (5, 2, 2, 3)], None, '257 condition patches do not fit in 256'),
+        ([(5, 8, 8, 3)], 15, r'references_valid is .*\[5, 16\].*\[5, 15\]'),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(tiny, references, live, words):
+    given = {'references': [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in references]}
+    if live:
+        given['references_valid'] = jax.ShapeDtypeStruct((5, live), jnp.bool_)
+    with pytest.raises(ValueError, match=words) as error:
+        jax.eval_shape(tiny().init, jax.random.key(0), *FIVE, **given)
     assert '\n' not in str(error.value)
 
 

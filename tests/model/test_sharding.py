@@ -28,7 +28,7 @@ def mesh(*shape):
 
 def leaves(variant, muon_rms=0.0):
     """Every array of a whole train state, by path; nothing is computed."""
-    tokens = {'token_width': 64, 'vocabulary': 256}
+    tokens = {'token_width': 64, 'vocabulary': 256, 'reference_images': 16}
     model = JiT(**size(variant), image_size=256, num_classes=1000, **tokens)
     rate = optax.constant_schedule(1e-4)
     optimizer = make_optimizer(rate, 0.9, 0.95, 0.0, muon_rms)

@@ -305,6 +305,10 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'data.holdout': ['head', ''],
         'data.palette': ['ade', None],
         'model.token_width': [-1],
+        'model.reference_images': [-1, 17],
+        'model.reference_place': ['beside'],
+        'condition.reference_factor': [0, 3],
+        'condition.paired': [0],
         'model.vocabulary': [-1],
         'condition.tokens': [0],
     }.items(),
@@ -337,6 +341,24 @@ def test_text_needs_a_model_of_bytes_and_room():
         config = cond.get_config('digits_text')
         config.model[key] = value
         refused(config, 'model.token_width')
+
+
+def test_several_images_need_a_model_that_tells_them_apart_and_room():
+    config = cond.get_config('digits')
+    config.condition.kind = 'edges+grayscale'
+    refused(config, 'model.reference_images=1')
+    config.model.reference_images = 1
+    checks.check(config)
+    assert checks.condition_slots(config) == (128, 0, False)
+    config.condition.reference_factor = 1
+    refused(config, '512 patches')
+    config.condition.kind = 'references'
+    refused(config, 'data.kind')
+    config.data.kind, config.condition.paired, config.condition.reference_factor = 'pairs', 3, 2
+    refused(config, 'model.reference_images=3')
+    config.model.reference_images = 3
+    checks.check(config)
+    assert checks.condition_slots(config) == (192, 0, False)
 
 
 def test_labels_need_classes():

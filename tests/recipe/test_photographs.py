@@ -158,7 +158,8 @@ def test_what_counts_as_pictures():
 
 
 @pytest.mark.parametrize(
-    'kind', [kind for kind in conditions.KINDS if kind not in ('class', 'pairs', 'text')]
+    'kind',
+    [kind for kind in conditions.KINDS if kind not in ('class', 'pairs', 'references', 'text')],
 )
 def test_the_condition_is_that_of_training(kind):
     config = config_of(kind)

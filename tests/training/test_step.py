@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import TINY, TOKEN_WIDTH
+from conftest import REFERENCES, TINY, TOKEN_WIDTH
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import cond
@@ -204,7 +204,8 @@ def tiny_config(shape):
     config = cond.get_config('digits')
     config.model.variant, config.model.num_classes, config.mesh = TINY, 5, shape
     config.model.token_width, config.model.vocabulary = TOKEN_WIDTH, 256
-    config.condition.kind, config.condition.tokens = 'super_resolution+text|class', 16
+    config.model.reference_images = REFERENCES
+    config.condition.kind, config.condition.tokens = 'super_resolution+edges+text|class', 16
     config.compute.scan = True
     config.condition.drop = 0.4
     config.optimizer.base_lr, config.optimizer.warmup = LR * 32, 2
