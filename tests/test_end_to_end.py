@@ -308,8 +308,10 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(
         image.resize((20, 20)).save(tmp_path / 'pairs/cond' / f'{i}.jpg')
     image.resize((32, 32)).save(tmp_path / 'new.png')
     with open(os.path.join(ROOT, 'README.md')) as file:
-        walk = file.read().partition('## From a folder of paired images')[2].split('```')[1]
-    first, *rest = [line.split() for line in walk.strip().splitlines()]
+        walk = file.read().partition('## Your own images')[2].split('```')[1]
+    commands = [line.split('   #')[0].split() for line in walk.strip().splitlines()]
+    (first,) = (words for words in commands if words[1] == 'train.py' and 'pairs' in words[-1])
+    rest = [words for words in commands if words[1] == 'sample']
     assert first[:2] == ['python', 'train.py'] and len(rest) == 2
     (config,) = (word for word in first if word.startswith('--config='))
     path = config.replace('--config=', f'--config={ROOT}/')
@@ -331,7 +333,7 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(
     # 16 of condition, result and truth; 4 of condition and result.
     assert Image.open(tmp_path / 'pairs.png').size == size_of_grid(16, 3, columns=2)
     assert Image.open(tmp_path / 'new-results.png').size == size_of_grid(4, 2, columns=1)
-    report = (tmp_path / 'runs/cond-pairs/report/index.html').read_text()
+    report = (tmp_path / 'runs/cond-pairs_cpu/report/index.html').read_text()
     assert (
         'condition | result | truth' in report
         and 'are closer to a training image' in report
