@@ -189,7 +189,10 @@ def test_cards_that_are_not_here(env, tmp_path):
     found = json.loads((tmp_path / 'h100.json').read_text())
     assert found['attention'] == {'cudnn$fmhaSoftmax': 2, 'cudnn$fmhaSoftmaxBackward': 2}
     assert found['products']['bfloat16']['operations'] > 0.9 * found['operations']
-    assert found['largest'][0]['source'].startswith('jit_jax/') and found['collectives']
+    assert found['largest'][0]['source'].startswith('jit_jax/')
+    # Gradients are summed over both; rows, which are more, stay where they are.
+    sent = sum(kind['bytes'] for kind in found['collectives'].values())
+    assert 0 < sent < 1.2 * found['memory']['params']
     assert 0 < found['share_of_products'] < 1 and found['roofline_ms'] > 0
     run([*command, '--topology=t4', '--sample', '--json=t4.json'], env, tmp_path)
     found = json.loads((tmp_path / 't4.json').read_text())
