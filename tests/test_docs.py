@@ -40,6 +40,7 @@ PAGES += [
     'docs/scaling.md',
     'docs/performance.md',
 ]
+PAGES += ['docs/unification.md']
 COMMAND = r'(?:jit-jax [a-z]+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
 
 

@@ -27,7 +27,7 @@ class Diffusion:
     t_mean: float = -0.8
     t_std: float = 0.8
     t_eps: float = 0.05
-    predict: str = 'x'  # both as in runs that were saved before there was a choice
+    predict: str = 'x'
     loss: str = 'v'
 
 

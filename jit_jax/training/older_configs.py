@@ -20,6 +20,7 @@ ADDED = {
         'tokens': 128,
     },
     'data': {'holdout': 'spread', 'palette': ''},
+    'diffusion': {'predict': 'x', 'loss': 'v'},
 }
 
 

@@ -47,11 +47,6 @@ def test_the_numbers_of_a_step_are_those_of_the_config():
     assert (d.predict, d.loss) == ('eps', 'x')
 
 
-def test_older_runs_predict_x_under_a_loss_of_v():
-    older = {'diffusion': {'noise_scale': 4.0, 't_mean': -0.8, 't_std': 0.8, 't_eps': 0.05}}
-    assert build.diffusion(older) == build.diffusion(uncond.get_config())
-
-
 def test_adamw_has_the_moments_and_the_decay_of_the_config():
     how = {'optimizer.b1': 0.7, 'optimizer.b2': 0.8, 'optimizer.weight_decay': 0.5}
     how |= {'optimizer.muon_rms': 0.0, 'optimizer.warmup': 0, 'optimizer.mu_dtype': 'float32'}
