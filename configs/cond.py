@@ -55,7 +55,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
 def digits_text() -> ConfigDict:
     """Digits from captions made of their labels, byte by byte (see data/digit_captions.py)."""
     config = uncond.get_config('digits')
-    config.steps = 4000
+    config.steps = 3000
     config.condition.kind = 'text'
     config.model.token_width, config.model.vocabulary = 64, VOCABULARY
     config.sample.guidance = 2.0
