@@ -1,6 +1,6 @@
 """The paper's toy: points of a plane in a space of D dimensions, and what a network should predict.
 
-    python -m benchmarks.toy --out=docs/toy.png        # three minutes of a CPU core
+    python -m benchmarks.toy --out=docs/toy.png        # four minutes of a CPU core
     python -m benchmarks.toy --dimensions=2,512        # only some of the D
 
 A spiral in the plane is laid into D dimensions by fixed orthonormal directions. A small ReLU MLP
