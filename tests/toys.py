@@ -13,13 +13,16 @@ import numpy as np
 import optax
 
 from jit_jax.training.checkpoint import Checkpoints
+from jit_jax.training.older_configs import complete
 from jit_jax.training.state import TrainState
 
-CONFIG = {
-    'model': {'variant': 'S', 'image_size': 32, 'null': 'mask'},
-    'diffusion': {'noise_scale': 1.0},
-    'steps': 9,
-}
+CONFIG = complete(
+    {
+        'model': {'variant': 'S', 'image_size': 32, 'null': 'mask'},
+        'diffusion': {'noise_scale': 1.0},
+        'steps': 9,
+    }
+)
 NO_CACHE = {
     'JAX_ENABLE_COMPILATION_CACHE': 'false'
 }  # where a process could leave half an entry in JAX's cache of programs

@@ -10,20 +10,21 @@ from jit_jax.recipe.kinds import condition, each_row
 
 
 def examples(
-    config, count: int, seed: int, source=None, start: int = 0
+    config, count: int, seed: int, source=None, start: int = 0, *, or_blank: bool = False
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Test images number start … start + count − 1, again from the first after the last.
 
     Returns their conditioning (keywords of `JiT.__call__`) and the images themselves, uint8
     [count, S, S, C]. Row i depends on the seed and i, not on the other rows. For a run without a
-    condition: ({}, None), and its data is not opened. Where no image can be read any more, they are
-    blank. Raises UserError where there is no data.
+    condition: ({}, None), and its data is not opened. Raises UserError where none can be read;
+    with `or_blank` they are blank then.
     """
     if config['condition']['kind'] == 'none':
         return {}, None
     source = build.source(config, 'test') if source is None else source
     index = range(start, start + count)
-    rows = [data.with_caption(source.intact_or_blank(i), i) for i in index]
+    read = source.intact_or_blank if or_blank else source.__getitem__
+    rows = [data.with_caption(read(i % len(source)), i) for i in index]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     conditioning = each_row(batch, jax.random.key(seed), np.asarray(index), condition(config))
     return jax.tree.map(np.asarray, conditioning), batch['image']

@@ -28,7 +28,10 @@ class Preview:
         self.num = run.config.sample.num
         seed, how = run.config.seed, run.settings
         rows = sharding.whole_rows(self.num, run.mesh)  # all devices draw; the rest is dropped
-        self.conditioning, self.truth = held_out.examples(run.config, rows, seed, run.test)
+        # A grid is no reason to end a run whose held-out images break.
+        self.conditioning, self.truth = held_out.examples(
+            run.config, rows, seed, run.test, or_blank=True
+        )
         self.kinds = held_out.kinds(run.config, self.num, seed)
         z = noise(jax.random.key(seed), 0, rows, run.model)
         self.inputs = sharding.spread((z, self.conditioning), run.mesh)

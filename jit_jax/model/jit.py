@@ -14,7 +14,7 @@ import numpy as np
 from jax.nn import initializers
 
 from jit_jax.errors import UserError
-from jit_jax.model import attention, sequence, shapes
+from jit_jax.model import attention, sequence, shapes, sharding
 from jit_jax.model.block import Block, kept_by, modulation_of
 from jit_jax.model.layers import Linear, PatchEmbed, RMSNorm, time_features
 from jit_jax.model.sequence import COND, GRID, Slots
@@ -171,7 +171,7 @@ class JiT(nn.Module):
             y = self._label_embedding(label, label_valid)  # [B, D]
             c = c + y
             class_tokens = self._class_tokens(y, label_valid)
-        c = jax.nn.silu(c)
+        c = sharding.by_rows(jax.nn.silu(c))
 
         x = self._run_blocks(x, c, class_tokens, slots, layers, train=train)
         shift, scale = jnp.unstack(self.final_modulation(c), axis=1)

@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from jit_jax.model.sequence import GRID
-from jit_jax.model.sharding import BATCH, platform, split_by_tensor
+from jit_jax.model.sharding import BATCH, by_rows, platform, split_by_tensor
 
 
 def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
@@ -152,7 +152,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, patches, h: int, w: int):
         x = Linear((self.bottleneck,), use_bias=False, dtype=self.dtype, name='pixels')(patches)
-        x = Linear((self.width,), dtype=self.dtype, name='out')(x)
+        x = Linear((self.width,), dtype=self.dtype, name='out')(by_rows(x))
         if self.tables == 'sincos':
             row_table, col_table = sincos_tables(self.width)
         else:

@@ -6,6 +6,7 @@ from flax.linen import initializers
 
 from jit_jax.model.layers import Linear
 from jit_jax.model.sequence import COND
+from jit_jax.model.sharding import by_rows
 
 
 class TokenEmbed(nn.Module):
@@ -27,5 +28,5 @@ class TokenEmbed(nn.Module):
         positions = self.param('positions', normal, (COND.stop, self.width))
         if self.vocabulary:
             tokens = self.param('table', normal, (self.vocabulary, self.token_width))[tokens]
-        x = Linear((self.width,), dtype=self.dtype, name='out')(tokens)
+        x = Linear((self.width,), dtype=self.dtype, name='out')(by_rows(tokens))
         return (x.astype(jnp.float32) + positions[: x.shape[1]]).astype(self.dtype)

@@ -28,6 +28,7 @@ class Numbers:
         return {'image': image, 'label': np.int32(index), 'cond': image + np.uint8(0)}
 
     load = __getitem__
+    intact_or_blank = __getitem__
 
 
 def labels(count, steps, **options):

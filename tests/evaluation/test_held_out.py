@@ -1,9 +1,11 @@
 """Held-out images and their conditions."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jit_jax import data
+from jit_jax.errors import UserError
 from jit_jax.evaluation import held_out
 
 
@@ -19,10 +21,15 @@ def test_conditions_are_those_of_the_image_in_any_batching(holes):
 
 
 def test_the_only_held_out_image_may_break_during_a_run(holes, tmp_path):
-    """A run's grid then shows blank images; its training goes on."""
+    """A run's grid then shows blank images and its training goes on; nothing is measured on
+    them.
+    """
     for i in range(3):
         Image.new('RGB', (32, 32), 'white').save(tmp_path / f'{i}.png')
     test = data.open_source('folder', path=tmp_path, split='test', image_size=32)
     (tmp_path / '2.png').write_bytes(b'no more')
-    conditioning, truth = held_out.examples(holes[0].config, 4, 0, test)
+    config = holes[0].config
+    conditioning, truth = held_out.examples(config, 4, 0, test, or_blank=True)
     assert len(test) == 1 and (truth == 128).all() and len(conditioning['cond']) == 4
+    with pytest.raises(UserError, match='None of the 1 images can be read'):
+        held_out.examples(config, 4, 0, test)
