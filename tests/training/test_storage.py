@@ -92,10 +92,9 @@ except UserError as error:
     print(type(error).__name__, error)
 """
     path = tmp_path / 'run'
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(
-            0o755
-        )  # so that another user, as whom it goes on where it began as root, gets there
+    # So that another user, as whom it goes on where it began as root, gets there.
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
     said = python(code, path, **NO_CACHE)
     for folder in (path, path / 'checkpoints'):
         folder.chmod(0o755)
