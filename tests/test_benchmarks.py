@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from shell import ROOT, TINY, run
 
-from benchmarks import degradations, digits_text, measure, step
+from benchmarks import degradations, digits_text, measure, sample, step
 from benchmarks.sample import passes
 from configs import uncond
+from jit_jax.commands import command_line
 from jit_jax.data import digit_captions
 from jit_jax.diffusion.generate import Settings
-
-SMALL = [f'--variant={TINY}', '--batch=2', '--rounds=2']
 
 
 def table(out: str) -> dict[str, list[float]]:
@@ -86,33 +85,35 @@ def test_the_roofline_beside_what_was_measured(capsys, monkeypatch):
     assert 'roofline' not in capsys.readouterr().out
 
 
-def test_step(env):
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """A benchmark in this process, on its eight devices: (module, flags) → what it prints."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+
+    def call(module, *flags: str) -> str:
+        command_line.run(module, [f'--variant={TINY}', '--batch=8', '--rounds=2', *flags], 'here')
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_step(printed):
     """The published recipe, made small, without its data."""
-    flags = [
-        '--config=configs/uncond.py:imagenet256_b16',
-        '--config.model.image_size=32',
-        '--steps=2',
-        '--depth=1',
-    ]
     rows = ['skip', 'keep', 'class+unscanned+remat']
-    out = run(['-m', 'benchmarks.step', *SMALL, *flags, f'--rows={",".join(rows)}'], env, ROOT)
+    preset = ['--config=configs/uncond.py:imagenet256_b16', '--config.model.image_size=32']
+    out = printed(step, *preset, '--steps=2', '--depth=1', f'--rows={",".join(rows)}')
     found = table(out)
-    assert (
-        list(found) == rows
-        and 'only 1 of its blocks' in out
-        and 'in float32 before or after' in out
-    )
-    assert (
-        found['skip'][1] == 1 and found['keep'][4] > found['skip'][4]
-    )  # the ratio to itself; the padding takes memory
+    assert list(found) == rows and 'only 1 of its blocks' in out
+    assert 'in float32 before or after' in out
+    # The ratio to itself; the padding takes memory.
+    assert found['skip'][1] == 1 and found['keep'][4] > found['skip'][4]
 
 
-def test_sample(env):
-    flags = ['--config=configs/cond.py', '--steps=3', '--rows=skip+euler,unguided']
-    assert list(table(run(['-m', 'benchmarks.sample', *SMALL, *flags], env, ROOT))) == [
-        'skip+euler',
-        'unguided',
-    ]
+def test_sample(printed):
+    rows = ['skip+euler', 'unguided']
+    flags = ['--config=configs/cond.py', '--steps=3', f'--rows={",".join(rows)}']
+    assert list(table(printed(sample, *flags))) == rows
 
 
 def test_passes_of_both_branches():

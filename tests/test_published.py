@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import TOKEN_WIDTH
 from flax.traverse_util import flatten_dict
 
 from jit_jax.diffusion import generate, objective
@@ -295,12 +296,14 @@ XAVIER = {  # both sides of the fused matrix
     'target_embed/out/kernel': (BOTTLENECK, WIDTH),
     'cond_embed/pixels/kernel': (PIXELS, BOTTLENECK),
     'cond_embed/out/kernel': (BOTTLENECK, WIDTH),
+    'token_embed/out/kernel': (TOKEN_WIDTH, WIDTH),
     'blocks/qkv/kernel': (WIDTH, 3 * WIDTH),
     'blocks/proj/kernel': (WIDTH, WIDTH),
     'blocks/w12/kernel': (WIDTH, 2 * HIDDEN),
     'blocks/w3/kernel': (HIDDEN, WIDTH),
 }
 NORMAL = ['time_in/kernel', 'time_out/kernel', 'classes', 'class_positions', 'no_condition']
+NORMAL += ['token_embed/positions', 'which_reference']
 ZERO = ['modulation_kernel', 'final_modulation/kernel', 'final/kernel', 'bias']
 ONE = ['norm1/weight', 'norm2/weight', 'q_norm/weight', 'k_norm/weight', 'final_norm/weight']
 

@@ -80,7 +80,9 @@ def test_inception_sharded_and_part_by_part_equals_all_at_once(holes, inception_
 
 def test_what_can_be_measured_by_default():
     def names(kind, classes, file=''):
-        return measurable({'condition': {'kind': kind}, 'classes': classes}, file)
+        config = {'condition': {'kind': kind}, 'classes': classes}
+        config['model'] = {'image_size': 32, 'channels': 3, 'num_classes': len(classes)}
+        return measurable(config, file)
 
     assert names('inpaint', ['a']) == ['truth', 'classifier']
     assert names('class', ['a'], 'inception.pth') == ['classifier', 'fid']

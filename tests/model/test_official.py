@@ -433,6 +433,8 @@ def test_command_there_and_back(torch, tmp_path, capsys):
     config, params, step = read_weights(tmp_path / 'run', 'ema1')
     assert size(config['model']['variant'])['class_start'] == 1 and step == 0
     assert config['diffusion'] == {
+        'predict': 'x',
+        'loss': 'v',
         'noise_scale': 32 / 256,
         't_mean': -0.8,
         't_std': 0.8,
