@@ -17,7 +17,7 @@ from jit_jax.recipe import build
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys, differences
-from jit_jax.training.older_configs import complete, parse_config
+from jit_jax.training.older_configs import parse_config
 from jit_jax.training.processes import agree, every_process, first_process
 from jit_jax.training.state import TrainState
 from jit_jax.training.weights import read_weights
@@ -90,8 +90,7 @@ def architecture_differences(there: dict, here: dict) -> list[str]:
 
 def _architecture(config: dict) -> dict:
     """config.model with the variant spelled out."""
-    model = complete(config)['model']
-    return {**size(model['variant']), **model, 'variant': ''}
+    return {**size(config['model']['variant']), **config['model'], 'variant': ''}
 
 
 def _predicted(config: dict) -> dict:

@@ -234,8 +234,7 @@ def trajectory(
     """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler.
 
     Arguments and errors as in `jit_jax.sample`, with one row each, numbers alone; begin as in
-    `draw`. z_t and x̂ are float32 [H, W, C]
-    in about [−1, 1].
+    `draw`. z_t and x̂ are float32 [H, W, C] in about [−1, 1].
     """
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     condition |= {'references': references, 'references_valid': references_valid}

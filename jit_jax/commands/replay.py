@@ -32,7 +32,7 @@ from jit_jax.recipe import build
 from jit_jax.training import checkpoint
 from jit_jax.training.older_configs import parse_config
 from jit_jax.training.state import TrainState
-from jit_jax.training.step import batch_loss, draw
+from jit_jax.training.step import batch_loss, draw, keys_at
 
 # Operations that hold a program of their own, and the parameter where it lies.
 INNER = {
@@ -120,7 +120,7 @@ def state_before(run: build.Run, workdir: str, good: int) -> TrainState:
 
 def cause(run: build.Run, state: TrainState, batch: dict, key) -> str:
     """What made the step of a batch not finite, as the end of a sentence that begins 'Step 12'."""
-    draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    draw_key, dropout_key = keys_at(key, state.step)
     # One operation after the other.
     recipe = dataclasses.replace(run.recipe, model=run.model.clone(scan=False, remat='none'))
     drawn = draw(batch, draw_key, recipe)

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jit_jax.model.sequence import condition_grid
+from jit_jax.model.sequence import condition_grid, patch_size
 
 
 def together(made: list[dict], *, factor: int, side: int) -> dict:
@@ -62,7 +62,8 @@ def _references(images: list[tuple], side: int) -> dict:
 
 def all_live(image, side: int) -> jax.Array:
     """bool [B, n]: every patch of a condition image of a target of `side` pixels."""
-    return jnp.ones((len(image), math.prod(condition_grid(image.shape, side // 16))), bool)
+    patches = math.prod(condition_grid(image.shape, patch_size(side)))
+    return jnp.ones((len(image), patches), bool)
 
 
 def flags(conditioning: dict, side: int) -> jax.Array:

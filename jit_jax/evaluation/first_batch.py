@@ -8,7 +8,7 @@ from jit_jax.evaluation.preview import captions
 from jit_jax.evaluation.slot_picture import tiles
 from jit_jax.output.images import enlarged, grid, to_uint8
 from jit_jax.recipe import build
-from jit_jax.training.step import draw, keys_at
+from jit_jax.training.step import draw, keys_at, keys_of_draw
 
 
 def picture(run: build.Run, batch: dict[str, np.ndarray], num: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def kinds_of(run: build.Run, draw_key, rows: int) -> list[str]:
     options = run.config.condition.kind.split('|')
     if len(options) == 1:
         return []
-    _, _, condition_key, _ = jax.random.split(draw_key, 4)
+    _, _, condition_key, _ = keys_of_draw(draw_key)
     return [options[i] for i in np.asarray(conditions.choose(len(options), condition_key, rows))]
 
 

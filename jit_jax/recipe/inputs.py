@@ -63,8 +63,9 @@ def check_conditioning(
       num: B, how many images are asked for.
       given: arrays by keyword of `JiT.__call__`, those that are given.
     """
+    learned = list(kinds.options(config).values())
     if 'references' in given:
-        _check_references(given['references'], net, config, prefix, num)
+        _check_references(given['references'], learned, config, prefix, num)
     for name, rows in given.items():
         if name == 'references':
             continue
@@ -73,7 +74,6 @@ def check_conditioning(
             raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
         if name in NEEDS and NEEDS[name] not in given:
             raise UserError(f'{prefix}{name} says what of {NEEDS[name]} counts; give that as well.')
-    learned = list(kinds.options(config).values())
     if 'cond' in given:
         _check_image(given, net, learned, config, prefix)
     if 'label' in given:
@@ -209,10 +209,12 @@ def _check_both(given: dict, net: JiT, learned: list[dict], config: dict, prefix
         )
 
 
-def _check_references(images: tuple, net: JiT, config: dict, prefix: str, num: int) -> None:
+def _check_references(
+    images: tuple, learned: list[dict], config: dict, prefix: str, num: int
+) -> None:
     """Images of the sizes that the run learned, each with a row for each of `num` images."""
     shapes = {}
-    for option in kinds.options(config).values():
+    for option in learned:
         if 'references' in option:
             shapes[tuple(image.shape[1:] for image in option['references'])] = None
     if not shapes:
@@ -225,7 +227,7 @@ def _check_references(images: tuple, net: JiT, config: dict, prefix: str, num: i
     floats = all(np.issubdtype(image.dtype, np.floating) for image in images)
     if got not in shapes or not floats or any(len(image) != num for image in images):
         sizes = ' or '.join(
-            ', '.join(str([num, *shape]) for shape in learned) for learned in shapes
+            ', '.join(str([num, *shape]) for shape in several) for several in shapes
         )
         raise UserError(
             f'{prefix}references is float32 images in [-1, 1] of shapes {sizes}; got '

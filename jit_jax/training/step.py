@@ -52,6 +52,11 @@ def keys_at(key, step) -> tuple[jax.Array, jax.Array]:
     return draw_key, dropout_key
 
 
+def keys_of_draw(key) -> jax.Array:
+    """Of the key that `draw` gets those for t, the noise, the condition, and its loss."""
+    return jax.random.split(key, 4)
+
+
 def draw(batch: dict, key, recipe: Recipe) -> dict:
     """All that is random about a batch, and what the model is conditioned on.
 
@@ -59,7 +64,7 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
     'conditioning': keywords of `JiT.__call__`}, all with rows first. Every row loses its condition
     with probability `recipe.drop`.
     """
-    t_key, noise_key, condition_key, drop_key = jax.random.split(key, 4)
+    t_key, noise_key, condition_key, drop_key = keys_of_draw(key)
     d, model = recipe.diffusion, recipe.model
     x = conditions.from_uint8(batch['image'])
     t = objective.sample_t(t_key, len(x), d)
