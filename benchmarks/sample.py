@@ -102,7 +102,7 @@ class Sampling:
 
             self.params = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
         program = generate.sampling_program(
-            model, build.diffusion(config), settings.sampler, settings.steps, mesh
+            model, build.diffusion(config), settings.sampler, settings.steps, settings.t_eps, mesh
         )
         guided = generate.guidance_arguments(settings.guidance, settings.interval)
         arguments = (self.params, z, conditioning, *guided)

@@ -201,6 +201,8 @@ def _sample(config: ConfigDict, steps: FieldReference) -> None:
     config.sample.steps = 50  # of the sampler
     config.sample.guidance = 1.0  # 1: none
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
+    # least 1 - t that the sampler divides by; 0: its last step ends on the predicted image
+    config.sample.t_eps = config.diffusion.t_eps
 
 
 def _evaluate(config: ConfigDict, steps: FieldReference) -> None:

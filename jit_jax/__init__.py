@@ -66,6 +66,7 @@ def sample(
     sampler: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    t_eps: float | None = None,
     start: int = 0,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -98,6 +99,8 @@ def sample(
       steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
+      t_eps: the least 1 − t that the sampler divides by, 0 to below 1. 0 ends on x̂; 0.05, as
+        published, stops short of it in steps shorter than that and leaves noise.
       batch_size: how many images at a time, over all devices.
 
     Returns:
@@ -115,7 +118,7 @@ def sample(
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid, 'text': text}
     pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}
     how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    how |= {'start': start, 'batch_size': batch_size}
+    how |= {'t_eps': t_eps, 'start': start, 'batch_size': batch_size}
     given = condition | classes | tokens | pictures
     return trained.sample(model, params, key, num, **given, **how)
 

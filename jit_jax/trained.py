@@ -86,6 +86,7 @@ def sample(
     sampler: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    t_eps: float | None = None,
     start: int = 0,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -100,6 +101,7 @@ def sample(
     if text is not None:
         tokens = inputs.caption_tokens(model.config, num, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    changes |= {'t_eps': t_eps}
     how = {'kind': kind, 'fit': fit}
     rows = range(start, start + num)
     given, begin = with_pictures(
@@ -197,7 +199,9 @@ def draw(
     image.
     """
     mesh = make_mesh((-1, 1, 1))
-    run = compiled_sampler(model.net, model.diffusion, settings.sampler, settings.steps, mesh)
+    run = compiled_sampler(
+        model.net, model.diffusion, settings.sampler, settings.steps, settings.t_eps, mesh
+    )
     params = jax.device_put(params, replicated(mesh))
     size = whole_rows(min(batch_size, num), mesh)
     for first in range(0, num, size):
@@ -229,6 +233,7 @@ def trajectory(
     sampler: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
+    t_eps: float | None = None,
     begin: Begin | None = None,
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler.
@@ -243,6 +248,7 @@ def trajectory(
     if text is not None:
         tokens = inputs.caption_tokens(model.config, 1, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    changes |= {'t_eps': t_eps}
     given, settings = checked(model, 1, condition | classes | tokens, changes)
     passes = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
 
@@ -255,6 +261,7 @@ def trajectory(
         d=model.diffusion,
         sampler=settings.sampler,
         steps=settings.steps,
+        t_eps=settings.t_eps,
         watch=watch,
     )
     scale_and_interval = guidance_arguments(settings.guidance, settings.interval)

@@ -179,7 +179,7 @@ def test_samplers(golden, sampler):
     conditioning = {'label': golden.arrays['sample_labels']}
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     steps = golden.said['sampler_steps']
-    draw = generate.compiled_sampler(golden.model(), golden.d, sampler, steps, mesh)
+    draw = generate.compiled_sampler(golden.model(), golden.d, sampler, steps, golden.d.t_eps, mesh)
     images = draw(golden.params, z, conditioning, golden.said['cfg'], (low, high))
     assert distance(images, golden.arrays[f'sample_{sampler}']) < 1e-4
 

@@ -83,6 +83,7 @@ REFUSED = [
     ('none', {'sampler': 'hoin'}, "sampler is one of euler, heun, multistep; got 'hoin'"),
     ('inpaint', {'guidance': np.nan}, 'guidance is a number, 1 for none; got nan'),
     ('inpaint', {'guidance': np.inf}, 'guidance is a number'),
+    ('inpaint', {'t_eps': 1.0}, 't_eps is a number from 0 to below 1; got 1.0'),
     ('inpaint', {'guidance': 'much'}, "guidance is a number, 1 for none; got 'much'"),
     ('inpaint', {'interval': (0.5, 0.5)}, 'interval is (low, high) with low < high'),
     ('inpaint', {'interval': (0.1, np.nan)}, 'interval is (low, high)'),

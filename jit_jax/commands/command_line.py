@@ -151,6 +151,14 @@ def finite_number(text: str) -> float:
     return number
 
 
+def below_one(text: str) -> float:
+    """The type of a flag that is a number from 0 to below 1."""
+    number = finite_number(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f'must be a number from 0 to below 1; got {text!r}')
+    return number
+
+
 def words(text: str) -> list[str]:
     """The type of a flag that is a list, written with commas: 'a,b' → ['a', 'b']."""
     found = [word.strip() for word in text.split(',')]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jit_jax.commands import command_line
 from jit_jax.diffusion.guidance import GUIDANCE
-from jit_jax.diffusion.objective import Diffusion
+from jit_jax.diffusion.objective import T_EPS, Diffusion
 from jit_jax.errors import UserError
 from jit_jax.model import diffusers_layout
 from jit_jax.model.official import from_official, load_official, save_official
@@ -122,5 +122,11 @@ def run_config(architecture: dict, decays: list[float]) -> dict:
         'condition': {'kind': 'class'},
         'diffusion': dataclasses.asdict(Diffusion(noise_scale=architecture['image_size'] / 256)),
         'ema': {'decays': decays},
-        'sample': {'sampler': 'heun', 'steps': 50, 'guidance': guidance, 'interval': (0.1, 1.0)},
+        'sample': {
+            'sampler': 'heun',
+            'steps': 50,
+            'guidance': guidance,
+            'interval': (0.1, 1.0),
+            't_eps': T_EPS,
+        },
     }

@@ -52,6 +52,11 @@ def define_flags(parser: command_line.Parser) -> None:
         type=command_line.finite_number,
         help="classifier-free guidance; the run's own by default",
     )
+    add(
+        '--t_eps',
+        type=command_line.below_one,
+        help="least 1 − t that the sampler divides by, 0 ends on x̂; the run's own by default",
+    )
     add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
     add('--inception', default='', help='weights of the FID Inception; see jit-jax fetch')
     add(
@@ -69,7 +74,7 @@ def define_flags(parser: command_line.Parser) -> None:
         '--sweep',
         nargs='+',
         metavar='NAME=VALUES',
-        help='one or two of ema=…, guidance=…, sampler=…, steps=…, values a,b,c or '
+        help='one or two of ema=…, guidance=…, sampler=…, steps=…, t_eps=…, values a,b,c or '
         'first:last:step; measures every cell by the first metric',
     )
     add(
@@ -171,6 +176,8 @@ def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
         changed['steps'] = args.steps
     if args.guidance is not None:
         changed['guidance'] = args.guidance
+    if args.t_eps is not None:
+        changed['t_eps'] = args.t_eps
     return dataclasses.replace(settings, **changed)
 
 

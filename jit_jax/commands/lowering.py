@@ -134,7 +134,9 @@ def lower_sampler(run: Programs, rows: int) -> jax.stages.Lowered:
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (noise, conditioning)
     )
-    program = generate.sampling_program(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
+    program = generate.sampling_program(
+        run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh
+    )
     guidance = generate.guidance_arguments(how.guidance, how.interval) if conditioning else ()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), guidance)
     return program.lower(_weights(run), *placed, *shapes)

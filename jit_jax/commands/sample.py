@@ -63,6 +63,11 @@ def define_sampler(parser: command_line.Parser) -> None:
         help="classifier-free guidance, 1 is none; the run's own by default",
     )
     add(
+        '--t_eps',
+        type=command_line.below_one,
+        help="least 1 − t that the sampler divides by, 0 ends on x̂; the run's own by default",
+    )
+    add(
         '--trajectory',
         type=command_line.whole_number(2),
         metavar='TIMES',
@@ -116,6 +121,7 @@ def draw_trajectory(
         steps=args.steps,
         sampler=args.sampler,
         guidance=args.guidance,
+        t_eps=args.t_eps,
         begin=begin,
     )
     if jax.process_index() == 0:
@@ -142,7 +148,9 @@ def draw_images(
         images = destination.Archive(args.out, args.num)
     else:
         images = destination.Folder(args.out)
-    settings = model.sampling(steps=args.steps, sampler=args.sampler, guidance=args.guidance)
+    settings = model.sampling(
+        steps=args.steps, sampler=args.sampler, guidance=args.guidance, t_eps=args.t_eps
+    )
     key, writes = jax.random.key(args.seed), jax.process_index() == 0
     batches = trained.draw(
         model,

@@ -1,7 +1,7 @@
 """The network, a sampler and guidance put together: noise and conditioning → images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import jax
@@ -15,14 +15,15 @@ from jit_jax.model.jit import JiT, layers_of
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample: a name of SAMPLERS, its steps, and guidance by a scale (1: none) for low < t <
-    high.
+    """How to sample: a name of SAMPLERS, its steps, guidance by a scale (1: none) for low < t <
+    high, and the least 1 − t that the sampler divides by (0: the last step ends on x̂).
     """
 
     sampler: str = 'heun'
     steps: int = 50
     guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    t_eps: float = objective.T_EPS
 
 
 def generate(
@@ -37,6 +38,7 @@ def generate(
     d: Diffusion,
     sampler: str,
     steps: int,
+    t_eps: float,
     watch: Callable | None = None,
 ) -> jax.Array:
     """Denoises unit normal noise under a condition. Pure: to be jitted.
@@ -52,6 +54,9 @@ def generate(
       begin: (t, x) to begin from images x, float32 [B, H, W, C] in [−1, 1], under noise at time t,
         a number or float32 scalar from 0 to below 1: z_t = t·x + (1 − t)·noise_scale·z. None: from
         noise at t = 0.
+      d: what the network was trained with.
+      sampler, steps, t_eps: as `Settings` has them. The sampler takes t_eps in place of d's, which
+        stays where the network's output becomes x̂.
       watch: called as watch(t, z, x̂) after each pass of the network, in order, on one device.
 
     Returns float32 [B, H, W, C] in about [−1, 1].
@@ -84,6 +89,7 @@ def generate(
     if begin is not None:
         start, x = begin
         z = objective.add_noise(x, z, jnp.full(1, start))
+    d = replace(d, t_eps=t_eps)
     return samplers.sample(net, z, d, steps=steps, sampler=sampler, start=start)
 
 
@@ -124,12 +130,12 @@ def noise(key, start: int, count: int, model: JiT) -> jax.Array:
 # program.
 @lru_cache(16)
 def sampling_program(
-    model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
+    model: JiT, d: Diffusion, sampler: str, steps: int, t_eps: float, mesh: jax.sharding.Mesh
 ) -> Callable:
     """`generate`, jitted for arrays on `mesh`: (params, z, conditioning, *guidance_arguments(…),
     begin=None) → images.
     """
-    run = partial(generate, model=model, d=d, sampler=sampler, steps=steps)
+    run = partial(generate, model=model, d=d, sampler=sampler, steps=steps, t_eps=t_eps)
     return jax.jit(sharding.within(mesh, run))
 
 
@@ -152,7 +158,7 @@ def begin_arguments(begin: tuple | None) -> dict:
 
 
 def compiled_sampler(
-    model: JiT, d: Diffusion, sampler: str, steps: int, mesh: jax.sharding.Mesh
+    model: JiT, d: Diffusion, sampler: str, steps: int, t_eps: float, mesh: jax.sharding.Mesh
 ) -> Callable:
     """(params, z, conditioning, guidance=1, interval=(0, 1), begin=None) → images, for arrays on
     `mesh`.
@@ -160,7 +166,7 @@ def compiled_sampler(
     Compiled once for each shape of the conditioning, and once more for guidance other than 1, and
     for beginning from images, at whatever time.
     """
-    program = sampling_program(model, d, sampler, steps, mesh)
+    program = sampling_program(model, d, sampler, steps, t_eps, mesh)
 
     def draw(params, z, conditioning, guidance=1.0, interval=(0.0, 1.0), begin=None):
         arguments = guidance_arguments(guidance, interval)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 QUANTITIES = ('x', 'eps', 'v')  # what a network can predict, and what a loss can be of
+T_EPS = 0.05  # as published
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Diffusion:
     """The numbers of the objective, and its two quantities.
 
     t = sigmoid(N(t_mean, t_std²)); e ~ N(0, noise_scale²); 1 − t, and t where ε is predicted, are
-    clamped at t_eps wherever something is divided by them. predict: what the network's output is;
-    loss: what the squared error is of; both of QUANTITIES.
+    clamped at t_eps wherever something is divided by them; samplers have a t_eps of their own.
+    predict: what the network's output is; loss: what the squared error is of; both of QUANTITIES.
     """
 
     noise_scale: float
     t_mean: float = -0.8
     t_std: float = 0.8
-    t_eps: float = 0.05
+    t_eps: float = T_EPS
     predict: str = 'x'
     loss: str = 'v'
 

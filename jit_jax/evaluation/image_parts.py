@@ -72,7 +72,7 @@ class ImageParts:
 
     def _draw(self, params, settings, conditioning, start: int) -> np.ndarray:
         net, d = self.model.net, self.model.diffusion
-        draw = compiled_sampler(net, d, settings.sampler, settings.steps, self.mesh)
+        draw = compiled_sampler(net, d, settings.sampler, settings.steps, settings.t_eps, self.mesh)
         z = noise(jax.random.key(self.seed), start, self._drawn, net)
         z, conditioning = spread((z, conditioning), self.mesh)
         images = draw(params, z, conditioning, settings.guidance, settings.interval)

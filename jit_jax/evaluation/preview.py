@@ -35,7 +35,9 @@ class Preview:
         self.kinds = held_out.kinds(run.config, self.num, seed)
         z = noise(jax.random.key(seed), 0, rows, run.model)
         self.inputs = sharding.spread((z, self.conditioning), run.mesh)
-        self.generate = compiled_sampler(run.model, run.diffusion, how.sampler, how.steps, run.mesh)
+        self.generate = compiled_sampler(
+            run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh
+        )
 
     def due(self, step: int) -> bool:
         """Whether a grid is drawn after `step`: by `config.sample.every`, and at the end."""

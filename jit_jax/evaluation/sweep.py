@@ -41,7 +41,7 @@ def parse_axes(text: str) -> dict[str, list]:
             raise UserError(f'--sweep names {name} twice; give all of its values at once.')
         axes[name] = _axis(word, name, values)
     if not 1 <= len(axes) <= 2:
-        raise UserError('--sweep takes one or two of ema, guidance, sampler and steps.')
+        raise UserError('--sweep takes one or two of ema, guidance, sampler, steps and t_eps.')
     if 'ema' in axes:  # the outer axis, so that weights are read once for a row
         axes = {'ema': axes['ema'], **axes}
     return axes
@@ -50,7 +50,7 @@ def parse_axes(text: str) -> dict[str, list]:
 def _not_an_axis(word: str) -> str:
     return (
         f'--sweep: {word!r} is not ema=ema1,ema2 nor guidance=1.0:4.0:0.1 (first:last:step) nor '
-        'sampler=heun,multistep nor steps=20,50.'
+        'sampler=heun,multistep nor steps=20,50 nor t_eps=0,0.05.'
     )
 
 
@@ -99,7 +99,20 @@ def _sampler(text: str) -> str:
     return text
 
 
-AXES = {'ema': str, 'guidance': _guidance, 'sampler': _sampler, 'steps': _steps}
+def _t_eps(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise UserError('t_eps is a number from 0 to below 1.')
+    return value
+
+
+AXES = {
+    'ema': str,
+    'guidance': _guidance,
+    'sampler': _sampler,
+    'steps': _steps,
+    't_eps': _t_eps,
+}
 
 
 def grid(axes: dict[str, list], base: Cell) -> list[Cell]:
@@ -135,7 +148,7 @@ class Sweep:
                 _remove(self.measure.folder(finished))
         path = self._draw(values, best)
         where = f'ema={best.ema or "ema1"} guidance={best.settings.guidance}'
-        where += f' steps={best.settings.steps}'
+        where += f' t_eps={best.settings.t_eps:g} steps={best.settings.steps}'
         self.say(f'Best: {self.score} {values[best]:.4f} with {where}; heat map in {path}')
         return best
 

@@ -191,7 +191,7 @@ def diffusion(config) -> Diffusion:
 def settings(config) -> Settings:
     """How a run's samples are drawn."""
     s = config['sample']
-    return Settings(s['sampler'], s['steps'], s['guidance'], tuple(s['interval']))
+    return Settings(s['sampler'], s['steps'], s['guidance'], tuple(s['interval']), s['t_eps'])
 
 
 def source(

@@ -87,6 +87,7 @@ RANGES = {  # finite numbers, from low to below high
     'optimizer.weight_decay': (0, math.inf),
     'optimizer.muon_rms': (0, math.inf),
     'sample.guidance': (-math.inf, math.inf),
+    'sample.t_eps': (0, 1),
     'data.max_broken': (0, 1),
 }
 REFERENCES = 16  # the most of them

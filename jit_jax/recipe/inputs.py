@@ -29,7 +29,7 @@ NEEDS = {
 
 
 def check_settings(
-    *, steps=None, sampler=None, guidance=None, interval=None, prefix: str = ''
+    *, steps=None, sampler=None, guidance=None, interval=None, t_eps=None, prefix: str = ''
 ) -> None:
     """Raises UserError for a way to sample that cannot be; None is the run's own."""
     if steps is not None:
@@ -38,6 +38,8 @@ def check_settings(
         raise UserError(f'{prefix}sampler is one of {", ".join(SAMPLERS)}; got {sampler!r}.')
     if guidance is not None and not _is_finite(guidance):
         raise UserError(f'{prefix}guidance is a number, 1 for none; got {guidance!r}.')
+    if t_eps is not None and not (_is_finite(t_eps) and 0 <= t_eps < 1):
+        raise UserError(f'{prefix}t_eps is a number from 0 to below 1; got {t_eps!r}.')
     if interval is not None:
         fits = isinstance(interval, Sequence) and len(interval) == 2
         if not fits or not all(map(_is_finite, interval)) or interval[0] >= interval[1]:

@@ -43,4 +43,7 @@ def complete(stored: dict) -> dict:
     for section, added in ADDED.items():
         if isinstance(config.get(section), dict):
             config[section] = added | config[section]
+    if isinstance(config.get('sample'), dict) and isinstance(config.get('diffusion'), dict):
+        # Samplers had no t_eps of their own.
+        config['sample'] = {'t_eps': config['diffusion']['t_eps']} | config['sample']
     return config

@@ -52,6 +52,7 @@ SAMPLE = [
     ('sample --workdir={labels} --guidance=nan', "--guidance: must be a number; got 'nan'"),
     ('sample --workdir={labels} --guidance=inf', "--guidance: must be a number; got 'inf'"),
     ('sample --workdir={labels} --guidance=much', "--guidance: must be a number; got 'much'"),
+    ('sample --workdir={labels} --t_eps=1', '--t_eps: must be a number from 0 to below 1'),
     ('sample --workdir={none} --label=1', '--label: this run learned no classes'),
     ('sample --workdir={hole} --label=1', '--label: this run learned no classes'),
     ('sample --workdir={labels} --label=', '--label: must be values with commas between'),

@@ -47,7 +47,8 @@ def test_images_are_the_same_whatever_a_network_predicts(sampler):
 
     def images(predict):
         d, seen = replace(D, predict=predict), []
-        how = {'sampler': sampler, 'steps': 9, 'watch': lambda t, z, x_hat: seen.append(x_hat)}
+        how = {'sampler': sampler, 'steps': 9, 't_eps': D.t_eps}
+        how['watch'] = lambda t, z, x_hat: seen.append(x_hat)
         found = generate.generate({}, Z, {}, model=Saying(predict), d=d, **how)
         jax.effects_barrier()
         return np.asarray(found), np.asarray(seen[0])
@@ -112,6 +113,25 @@ def test_a_loop_by_hand(sampler):
     np.testing.assert_allclose(ours, z, atol=2e-4)
 
 
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_without_a_clamp_the_last_step_ends_on_x_hat_bit_for_bit(sampler):
+    """With the published one, 50 steps end 0.02 / 0.05 of the way there, and 20 steps on it too."""
+    last = Z[::-1] / 3
+
+    def denoise(z, t):
+        return jnp.where(t > 0.94, last, jnp.sin(3 * z) * (0.5 + t))
+
+    def images(t_eps, steps, start=0.0):
+        d = replace(D, t_eps=t_eps)
+        draw = partial(sample, denoise, d=d, steps=steps, sampler=sampler)
+        return np.asarray(jax.jit(draw)(Z, start=start))
+
+    np.testing.assert_array_equal(images(0.0, 50), last)
+    np.testing.assert_array_equal(images(0.0, 7, start=0.999), last)
+    np.testing.assert_allclose(images(0.05, 20), last, atol=1e-5)
+    assert np.abs(images(0.05, 50) - last).max() > 0.01
+
+
 @pytest.mark.parametrize(
     'sampler, steps, count',
     [('heun', 50, 99), ('euler', 50, 50), ('multistep', 50, 50), ('heun', 1, 1), ('euler', 1, 1)],
@@ -169,7 +189,9 @@ def test_a_later_start_takes_all_steps_on_the_rest_of_the_way(sampler):
 
 def begun(tiny, params, z, t, x, steps=3):
     mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-    draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'euler', steps, mesh)
+    draw = generate.compiled_sampler(
+        tiny(), Diffusion(noise_scale=0.5), 'euler', steps, D.t_eps, mesh
+    )
     begin = None if t is None else (t, x)
     return np.asarray(draw(params, z, {}, begin=begin))
 
@@ -193,7 +215,9 @@ def test_beginning_at_zero_is_from_noise_and_near_one_from_the_image(tiny, param
 
 def test_every_time_to_begin_at_shares_one_program(tiny, params, conditioning):
     mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-    program = generate.sampling_program(tiny(), Diffusion(noise_scale=0.5), 'euler', 3, mesh)
+    program = generate.sampling_program(
+        tiny(), Diffusion(noise_scale=0.5), 'euler', 3, D.t_eps, mesh
+    )
     begun(tiny, params, conditioning['z'], 0.5, conditioning['z'])
     before = program._cache_size()
     for t in (0.1, 0.3, 0.9):
@@ -255,7 +279,7 @@ def test_the_null_branch_runs_only_where_it_counts():
 
 def test_every_scale_and_interval_share_one_program(tiny, params, conditioning):
     mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-    arguments = (tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    arguments = (tiny(), Diffusion(noise_scale=0.5), 'heun', 1, D.t_eps, mesh)
     draw = generate.compiled_sampler(*arguments)
     program = generate.sampling_program(*arguments)
     before = program._cache_size()
@@ -270,7 +294,9 @@ def test_every_scale_and_interval_share_one_program(tiny, params, conditioning):
 
 def test_scale_one_is_a_program_without_the_null_branch(tiny, params, conditioning):
     mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-    program = generate.sampling_program(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    program = generate.sampling_program(
+        tiny(), Diffusion(noise_scale=0.5), 'heun', 1, D.t_eps, mesh
+    )
     arguments = (params, conditioning['z'], conditioning['full'])
 
     def branches(scale):
@@ -291,7 +317,9 @@ def first_step(tiny, params, conditioning):
 
     def images(interval, z):
         mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-        draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+        draw = generate.compiled_sampler(
+            tiny(), Diffusion(noise_scale=0.5), 'heun', 1, D.t_eps, mesh
+        )
         return np.asarray(draw(params, z, conditioning['full'], 3.0, interval))
 
     return images
@@ -315,7 +343,7 @@ def test_generate_guides_away_from_the_network_without_condition_slots(
 def test_generate_guides_a_class_away_from_the_null_class(tiny, params, conditioning, run):
     label, zero = np.array([0, 1, 2, 3, 4], np.int32), np.zeros(5, np.float32)
     mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
-    draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, mesh)
+    draw = generate.compiled_sampler(tiny(), Diffusion(noise_scale=0.5), 'heun', 1, D.t_eps, mesh)
     guided = draw(params, conditioning['z'], {'label': label}, 3.0, (0.0, 1.0))
     z = 0.5 * conditioning['z']
     x, _ = run(tiny(), params, z, zero, label=label)
@@ -367,7 +395,9 @@ def test_on_a_gpu_the_blocks_run_one_by_one(tiny, params, conditioning, monkeypa
     z, whole = conditioning['z'], conditioning['whole']
 
     def draw(scan):
-        return partial(generate.generate, model=tiny(scan=scan), d=D, sampler='euler', steps=2)
+        return partial(
+            generate.generate, model=tiny(scan=scan), d=D, sampler='euler', steps=2, t_eps=0.0
+        )
 
     def loops(scan):
         return str(jax.make_jaxpr(draw(scan))(params, z, whole)).count('scan[')

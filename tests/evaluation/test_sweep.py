@@ -18,6 +18,7 @@ from jit_jax.evaluation.sweep import grid, parse_axes
         ('', 'one or two'),
         ('steps=1 steps=2', 'steps twice'),
         *((f'guidance={text}', 'finite') for text in ('nan', '1,inf', '-inf')),
+        *((f't_eps={text}', '0 to below 1') for text in ('1', '-0.1', 'nan')),
         *((f'steps={text}', '1 step or more') for text in ('0', '20,-1', '0:4:1')),
         ('sampler=huen', 'one of euler, heun, multistep'),
         *((f'guidance=1:2:{step}', 'by a step above 0') for step in ('0', '-0.1', 'nan', 'inf')),
@@ -44,6 +45,7 @@ def test_axes_of_the_paper():
 
 def test_values_are_taken_once():
     assert parse_axes('steps=20,20,50') == {'steps': [20, 50]}
+    assert parse_axes('t_eps=0,0.05') == {'t_eps': [0.0, 0.05]}
     assert parse_axes('steps=10:30:10') == {'steps': [10, 20, 30]}
 
 

@@ -119,6 +119,7 @@ def test_published_recipe(regime, name):
         50,
         (0.1, 1.0),
     )
+    assert config.sample.t_eps == config.diffusion.t_eps
 
 
 @pytest.mark.parametrize('name', SIZES)
@@ -298,6 +299,7 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'sample.sampler': ['ddim'],
         'sample.interval': [(0.9, 0.1), (0.1,), (0.1, 0.5, 1.0), (NAN, 1.0), (0.1, INF)],
         'sample.guidance': [NAN, INF, -INF],
+        'sample.t_eps': [-0.1, 1.0, NAN],
         'data.kind': ['imagenet'],
         'data.threads': [-1],
         'data.prefetch': [-1],

@@ -29,6 +29,13 @@ def test_a_run_is_built_from_an_old_config():
         assert completed[section].items() >= added.items()
 
 
+def test_samplers_divided_by_what_training_did():
+    stored = json.loads(config_of().to_json())
+    del stored['sample']['t_eps']
+    stored['diffusion']['t_eps'] = 0.3
+    assert complete(stored)['sample']['t_eps'] == 0.3
+
+
 def test_what_is_stored_stays():
     stored = json.loads(config_of().to_json())
     stored['data']['holdout'] = 'tail'
