@@ -1,12 +1,10 @@
 """The images of `unification.py`: all of them without a condition, some of them with one.
 
 A task is a data set and a condition: `inpaint` and `super_resolution` on scikit-learn's digits, and
-`glyphs`: Omniglot's drawings, each to be made from another person's drawing of the character
-(omniglot.npz: 136 characters by 20 people; MIT licence, omniglot_LICENSE.txt).
+`glyphs`: Omniglot's drawings, each to be made from another person's drawing of the character.
 """
 
 import functools
-import os
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jit_jax import data
+from jit_jax.data import omniglot
 from jit_jax.data.arrays import from_arrays
 from jit_jax.diffusion import conditions
 
@@ -67,11 +66,9 @@ def _digits() -> Images:
 
 def _omniglot() -> Images:
     """A drawing's partner, its condition, is another person's drawing of the character."""
-    stored = np.load(os.path.join(os.path.dirname(__file__), 'omniglot.npz'))
-    paper = np.unpackbits(stored['drawings'], axis=-1, count=stored['drawings'].shape[-2])
-    drawings = np.stack([_smaller(drawing) for drawing in paper.reshape(-1, *paper.shape[2:])])
-    drawings = drawings.reshape(*paper.shape[:2], SIDE, SIDE, 1)  # [characters, people, H, W, 1]
-    names = [str(name) for name in stored['characters']]
+    every, names = omniglot.drawings()
+    drawings = np.stack([_smaller(drawing) for drawing in every.reshape(-1, *every.shape[2:])])
+    drawings = drawings.reshape(*every.shape[:2], SIDE, SIDE, 1)  # [characters, people, H, W, 1]
 
     def in_memory(by_people, *, mixed_up: bool):
         characters, people = by_people.shape[:2]
@@ -93,9 +90,8 @@ def spread(count: int) -> np.ndarray:
 
 
 def _smaller(drawing) -> np.ndarray:
-    """A drawing of 105×105 ones (paper) and zeros (ink) → uint8 [SIDE, SIDE], ink bright."""
-    ink = Image.fromarray((1 - drawing) * np.uint8(255))
-    return np.asarray(ink.resize((SIDE, SIDE), Image.Resampling.BOX))
+    """uint8 [105, 105] → [SIDE, SIDE]."""
+    return np.asarray(Image.fromarray(drawing).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 class SomeWithCondition:

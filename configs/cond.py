@@ -2,6 +2,8 @@
 
 python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
 python train.py --config=configs/cond.py:digits_text     # digits from captions: ten minutes
+python train.py --config=configs/cond.py:handwriting     # a digit by the hand of another one
+python train.py --config=configs/cond.py:omniglot        # a character from two drawings of it
 python train.py --config=configs/cond.py:pairs --config.data.path=pairs      # one GPU
 python train.py --config=configs/cond.py:pairs_cpu --config.data.path=pairs  # or two CPU cores
 python train.py --config=configs/cond.py:imagenet256_b16                 # super-resolution
@@ -18,6 +20,8 @@ from jit_jax.errors import UserError
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
     'digits_text': 'handwritten digits from captions, such as "a seven or a two": ten minutes',
+    'handwriting': 'a digit of a class by the hand that wrote another digit: ten minutes',
+    'omniglot': 'a drawing of a character that was never seen, from two drawings: ten minutes',
     'folder': 'super-resolution of your own images, --config.data.path=FOLDER: 64×64 from 32×32',
     'folder_cpu': 'the same, 32×32 from 16×16: ten minutes on a laptop',
     'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
@@ -32,8 +36,9 @@ for _name, _what in uncond.PRESETS.items():
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
         raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
-    if preset == 'digits_text':
-        return digits_text()
+    own = {'digits_text': digits_text, 'handwriting': handwriting, 'omniglot': omniglot}
+    if preset in own:
+        return own[preset]()
     name = preset.removesuffix('_class')
     config = uncond.get_config(name.replace('pairs', 'folder'))
     if name in ('pairs', 'pairs_cpu'):
@@ -58,5 +63,26 @@ def digits_text() -> ConfigDict:
     config.steps = 3000
     config.condition.kind = 'text'
     config.model.token_width, config.model.vocabulary = 64, VOCABULARY
+    config.sample.guidance = 2.0
+    return config
+
+
+def handwriting() -> ConfigDict:
+    """A digit by the hand of a reference, which is another digit (see data/handwriting.py)."""
+    config = uncond.get_config('digits')
+    config.steps = 3000
+    config.data.kind, config.condition.kind = 'handwriting', 'references+class'
+    config.model.reference_images, config.model.reference_place = 1, 'free'
+    config.sample.guidance = 2.0
+    return config
+
+
+def omniglot() -> ConfigDict:
+    """One-shot generation: two drawings of a character → a third (see data/omniglot.py)."""
+    config = uncond.small()
+    config.steps, config.model.num_classes = 3000, 0
+    config.data.kind, config.condition.kind = 'omniglot', 'references'
+    config.condition.paired = config.model.reference_images = 2
+    config.diffusion.noise_scale = 2.0
     config.sample.guidance = 2.0
     return config

@@ -122,7 +122,7 @@ def _compute(config: ConfigDict) -> None:
 
 def _data(config: ConfigDict) -> None:
     config.data = ConfigDict()  # where images come from
-    config.data.kind = 'tfds'  # digits, tfds, folder, pairs; memory: what jit_jax.train was given
+    config.data.kind = 'tfds'  # digits, handwriting, omniglot, tfds, folder, pairs, memory
     config.data.path = ''  # TFDS: data_dir; folders: the folder
     config.data.name = 'imagenet2012'  # TFDS only
     config.data.train = 'train'  # split
@@ -143,7 +143,8 @@ def _condition(config: ConfigDict) -> None:
     config.condition.drop = 0.1
     config.condition.factor = 2  # super_resolution: times smaller
     config.condition.paired = 1  # pairs, references: how many condition images there are for each
-    config.condition.reference_factor = 2  # several images: how many times smaller each is made
+    # references, or several images: how many times smaller each is made
+    config.condition.reference_factor = 2
     # text: the most tokens of a caption; a run computes as many as its longest caption has
     config.condition.tokens = 128
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches

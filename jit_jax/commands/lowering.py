@@ -20,6 +20,7 @@ from jit_jax.hardware.topologies import Target
 from jit_jax.model import sharding
 from jit_jax.recipe import kinds
 from jit_jax.recipe.build import Programs
+from jit_jax.recipe.checks import PAIRED
 from jit_jax.training import step
 
 STEP, SAMPLER = 'train step', 'sampler'
@@ -153,7 +154,7 @@ def shapes_of_a_batch(config: ConfigDict, rows: int | None = None) -> dict:
     rows, side = rows or config.batch_size, config.model.image_size
     image = jax.ShapeDtypeStruct((rows, side, side, config.model.channels), np.uint8)
     batch = {'image': image, 'label': jax.ShapeDtypeStruct((rows,), np.int32)}
-    if config.data.kind == 'pairs':
+    if config.data.kind in PAIRED:
         for name in condition_names(config.condition.paired):
             batch[name] = image
     tokens = kinds.text_tokens(config)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jit_jax.data.hugging_face import columns_of, is_data_set
-from jit_jax.data.listing import hold_out
+from jit_jax.data.listing import check_split, hold_out
 from jit_jax.data.records import Records, if_few, in_classes
 from jit_jax.data.sources import Source
 from jit_jax.errors import UserError
@@ -37,10 +37,7 @@ class InMemory:
     def source(self, split: str, holdout: str, **options) -> Source:
         """The images to train on, or those held out, as of a folder. options: as `Source` takes."""
         train, test, how = hold_out(range(len(self.images)), holdout)
-        if split not in ('train', 'test'):
-            raise UserError(
-                f"The split of images in memory must be 'train' or 'test', not {split!r}."
-            )
+        check_split(split)
         if not train:
             raise UserError('There is one image in memory, and that is held out: give more.')
         summary = (

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-_SIDE = 32
+from jit_jax.data.handwriting import SIDE, enlarged
+
 _TEST = 297
 
 
@@ -22,7 +22,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self):
         features = {
-            'image': tfds.features.Image(shape=(_SIDE, _SIDE, 1), encoding_format='png'),
+            'image': tfds.features.Image(shape=(SIDE, SIDE, 1), encoding_format='png'),
             'label': tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -79,8 +79,6 @@ def prepare(data_dir) -> Path:
 
 def _png(digit):
     """float [8, 8] in 0…16 → the bytes of a 32 × 32 grayscale PNG."""
-    levels = Image.fromarray(digit.astype(np.float32) * (255 / 16))
-    levels = np.asarray(levels.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
     encoded = io.BytesIO()
-    Image.fromarray(levels.clip(0, 255).round().astype(np.uint8)).save(encoded, 'PNG')
+    enlarged(digit).save(encoded, 'PNG')
     return encoded.getvalue()

@@ -127,8 +127,7 @@ def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Divis
     Raises:
       UserError: for a split or a `holdout` that does not exist, or test folders without train.
     """
-    if split not in ('train', 'test'):
-        raise UserError(f"The split of a folder must be 'train' or 'test', not {split!r}.")
+    check_split(split)
     splits = find_splits(root)
     examples, ignored = list_folder(splits.train)
     if splits.train == splits.test:
@@ -140,6 +139,12 @@ def divide(root: Path, split: str, holdout: str, list_folder: Callable) -> Divis
         ignored[f'in {folder.name}/'] += len(list_folder(folder).examples)
     ignored[f'beside train/ and {splits.test.name}/'] += len(_images(next(walk(root))[2]))
     return Division(root, splits, examples, test, f'in {splits.test.name}/', ignored)
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for a split that only a TFDS data set could have."""
+    if split not in ('train', 'test'):
+        raise UserError(f"The split of such images must be 'train' or 'test', not {split!r}.")
 
 
 def hold_out(examples: Sequence, holdout: str) -> tuple[Sequence, Sequence, str]:

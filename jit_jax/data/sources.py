@@ -12,13 +12,15 @@ from absl import logging
 
 from jit_jax.data import captions, preprocess
 from jit_jax.data.folders import open_folder
+from jit_jax.data.handwriting import open_handwriting
 from jit_jax.data.listing import existing_folder
+from jit_jax.data.omniglot import open_omniglot
 from jit_jax.data.pairs import open_pairs
 from jit_jax.data.records import Records
 from jit_jax.data.tfds_reader import open_digits, open_tfds
 from jit_jax.errors import UserError
 
-KINDS = ('digits', 'tfds', 'folder', 'pairs', 'memory')
+KINDS = ('digits', 'handwriting', 'omniglot', 'tfds', 'folder', 'pairs', 'memory')
 _TRIED = 8  # examples that are tried before a data set is said to be unreadable
 
 
@@ -40,6 +42,8 @@ def open_source(
     Args:
       kind: where the images are:
         'digits': scikit-learn's digits, written once under the TFDS directory `path`.
+        'handwriting': the same, each with another digit by the same hand as its 'cond'.
+        'omniglot': drawings of characters, each with two more of it as its 'cond' and 'cond2'.
         'tfds': a TFDS data set in array_record format: by `name` ('imagenet2012', 'name/config')
           in the TFDS directory `path`, or without a name at `path` itself, the data set's folder
           or one version's.
@@ -80,6 +84,10 @@ def _open_records(kind, path, name, split, holdout) -> Records:
     match kind:
         case 'digits':
             return open_digits(path, split)
+        case 'handwriting':
+            return open_handwriting(split)
+        case 'omniglot':
+            return open_omniglot(split)
         case 'tfds':
             return open_tfds(path, name, split)
         case 'folder':

@@ -15,8 +15,9 @@ from jit_jax.model.sequence import condition_grid, patch_size
 def together(made: list[dict], *, factor: int, side: int) -> dict:
     """What several conditions give a row at once, as one conditioning.
 
-    Of several images, those that are as large as the target (side pixels) and have no holes are
-    made `factor` times smaller, antialiased, so that they fit in the slots beside each other.
+    References, and of several images all, are made `factor` times smaller, antialiased, where they
+    are as large as the target (side pixels) and have no holes: so they fit in the slots beside each
+    other and beside other tokens.
     """
     merged = {}
     for one in made:
@@ -26,8 +27,9 @@ def together(made: list[dict], *, factor: int, side: int) -> dict:
         if 'cond' in one:
             images.append((one['cond'], one.get('cond_valid'), True))
         images += [(image, None, False) for image in one.get('references', ())]
-    if len(images) > 1:
-        images = [(_smaller(image, live, factor, side), live, may) for image, live, may in images]
+    for i, (image, live, may) in enumerate(images):
+        if len(images) > 1 or not may:
+            images[i] = (_smaller(image, live, factor, side), live, may)
     if images and images[0][2]:
         merged |= _named('cond', *images.pop(0)[:2])
     return merged | _references(images, side)

@@ -91,7 +91,12 @@ RANGES = {  # finite numbers, from low to below high
     'data.max_broken': (0, 1),
 }
 REFERENCES = 16  # the most of them
-PAIRED = ('pairs', 'memory')  # kinds of data whose images may come with condition images
+PAIRED = (
+    'pairs',
+    'memory',
+    'omniglot',
+    'handwriting',
+)  # kinds of data whose images may come with condition images
 TEXTS = (
     'init_from',
     'init_ema',

@@ -116,7 +116,7 @@ def test_refused_folders(tmp_path):
     refused('one image', 'folder', path=tmp_path / 'flat')
     refused('both folders of images and images .1.png', 'folder', path=tmp_path / 'mixed')
     refused("'train' or 'test', not 'train...0%.'", 'folder', path=tmp_path, split='train[:10%]')
-    refused('digits, tfds, folder, pairs, memory', 'zip', path=tmp_path)
+    refused('digits, handwriting, omniglot, tfds, folder, pairs, memory', 'zip', path=tmp_path)
     refused('1 or 3 channels', 'folder', path=tmp_path, channels=4)
     refused('name', 'folder', path=tmp_path, name='imagenet2012')
 
