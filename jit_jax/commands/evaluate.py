@@ -35,8 +35,8 @@ def define_flags(parser: command_line.Parser) -> None:
     add(
         '--metrics',
         type=command_line.words,
-        help='some of classifier, fid, is, kid, precision_recall, truth, denoising; by default '
-        'what the files at hand allow',
+        help='some of classifier, fid, is, kid, precision_recall, truth, seams, denoising; by '
+        'default what the files at hand allow',
     )
     add('--num', type=command_line.whole_number(2), default=256, help='how many images')
     add('--batch', type=count, default=64, help='how many at a time, over all devices')

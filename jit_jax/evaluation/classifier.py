@@ -5,6 +5,7 @@ It serves where no Inception is at hand. Its numbers are not FID and are named o
 
 import numpy as np
 
+from jit_jax.evaluation import judges
 from jit_jax.evaluation.distances import frechet
 from jit_jax.evaluation.moments import Moments
 
@@ -53,38 +54,46 @@ class ClassifierMetric:
 
     The latter is the Fréchet distance to held-out images on the classifier's features.
     `readable_held_out` says the first of held-out images and `classifier_distance_train` the second
-    of training images: what a perfect model has. train, test: labelled `data.Source`s.
+    of training images: what a perfect model has. Where classes are few and have images enough,
+    `readable_logistic`, `readable_knn` and `readable_svc` are of `judges.Judges`, each with its
+    `…_held_out`. train, test: labelled `data.Source`s.
     """
 
     def __init__(self, train, test):
         images, labels = evenly_spread(train)
         held_out, _ = evenly_spread(test)
         self._classifier = Classifier(images, labels)
+        self._judges = _judges(images, labels)
         self._held_out = self._moments(held_out)
-        self._perfect = {
-            'readable_held_out': float(np.mean(self._sure(held_out))),
-            'classifier_distance_train': self._distance(self._moments(images)),
-        }
+        self._perfect = {}
+        for name, sure in self._sure(held_out).items():
+            self._perfect[f'{name}_held_out'] = float(np.mean(sure))
+        self._perfect['classifier_distance_train'] = self._distance(self._moments(images))
         self.reset()
 
     def reset(self) -> None:
         self._generated = Moments(WIDTH)
-        self._readable = []  # bool [n] of each update
+        self._readable = {}  # by name: bool [n] of each update
 
     def update(self, images, conditioning: dict, truth) -> None:
         """images: uint8 [n, H, W, C]; the rest plays no part."""
         self._generated.update(self._classifier.features(images))
-        self._readable.append(self._sure(images))
+        for name, sure in self._sure(images).items():
+            self._readable.setdefault(name, []).append(sure)
 
     def compute(self) -> dict[str, float]:
-        return {
-            'readable': float(np.mean(np.concatenate(self._readable))),
-            'classifier_distance': self._distance(self._generated),
-            **self._perfect,
-        }
+        found = {}
+        for name, sure in self._readable.items():
+            found[name] = float(np.mean(np.concatenate(sure)))
+        return found | {'classifier_distance': self._distance(self._generated)} | self._perfect
 
-    def _sure(self, images) -> np.ndarray:
-        return self._classifier.confidence(images) > SURE
+    def _sure(self, images) -> dict[str, np.ndarray]:
+        """By the name of a number, whether one class is likelier than SURE: bool [n]."""
+        found = {'readable': self._classifier.confidence(images) > SURE}
+        if self._judges:
+            for name, confidence in self._judges.confidence(images).items():
+                found[f'readable_{name}'] = confidence > SURE
+        return found
 
     def _moments(self, images) -> Moments:
         moments = Moments(WIDTH)
@@ -94,6 +103,12 @@ class ClassifierMetric:
     def _distance(self, moments: Moments) -> float:
         there = self._held_out
         return frechet(there.mean, there.covariance, moments.mean, moments.covariance)
+
+
+def _judges(images, labels) -> judges.Judges | None:
+    """None where there are too many classes, or too few images of one."""
+    rows = np.linspace(0, len(images) - 1, min(len(images), judges.AT_MOST)).astype(int)
+    return judges.Judges(images[rows], labels[rows]) if judges.fits(labels[rows]) else None
 
 
 def evenly_spread(source) -> tuple[np.ndarray, np.ndarray]:

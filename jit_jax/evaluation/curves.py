@@ -11,6 +11,8 @@ Curve = list[tuple[int, float]]  # (step, value)
 
 # `v_loss_t0.2` or `recall/5`: what ends in a number shares a chart with its like.
 MEMBER = re.compile(r'(.+?)[_/](t?[\d.]+(?:_[\d.]+)?)')
+# And so do numbers of generated images with what they are held against.
+BESIDE = re.compile(r'((?:.*/)?(?:readable|classifier_distance|border_steps))(?:_(.+))?')
 
 
 def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
@@ -29,6 +31,9 @@ def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
 
 
 def _parts(name: str) -> tuple[str, str]:
+    beside = BESIDE.fullmatch(name)
+    if beside:
+        return beside[1], (beside[2] or 'generated').replace('_', ' ')
     matched = MEMBER.fullmatch(name)
     if not matched:
         return name, ''

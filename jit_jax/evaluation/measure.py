@@ -21,11 +21,13 @@ from jit_jax.evaluation.image_scores import TruthMetric
 from jit_jax.evaluation.inception_scores import InceptionMetric, open_network
 from jit_jax.evaluation.kept_files import statistics_file
 from jit_jax.evaluation.reference import Statistics, open_reference
+from jit_jax.evaluation.seams import SeamsMetric
+from jit_jax.model.sequence import patch_size
 from jit_jax.model.sharding import whole_rows
 from jit_jax.recipe import kinds
 from jit_jax.training.processes import every_process
 
-METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'denoising')
+METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'seams', 'denoising')
 LEAST = {'is': 10, 'precision_recall': 4}  # images; two are enough for the others
 
 
@@ -53,7 +55,14 @@ def measurable(config: dict, inception: str = '') -> list[str]:
         names.append('classifier')
     if inception:
         names.append('fid')
+    if names and 'data' in config and _has_inside(config):
+        names.append('seams')
     return names
+
+
+def _has_inside(config: dict) -> bool:
+    """Whether a patch has more than one pixel."""
+    return patch_size(config['model']['image_size']) > 1
 
 
 def check(config: dict, names: list[str], files: Files, num: int) -> None:
@@ -70,6 +79,8 @@ def check(config: dict, names: list[str], files: Files, num: int) -> None:
         )
     if 'classifier' in names and not config.get('classes'):
         raise UserError('--metrics=classifier needs labelled training images; this run has none.')
+    if 'seams' in names and not _has_inside(config):
+        raise UserError('--metrics=seams needs patches of more than a pixel: images of 32 or more.')
     for name in names:
         if num < LEAST.get(name, 2):
             raise UserError(f'--metrics={name} needs --num={LEAST.get(name, 2)} or more.')
@@ -117,6 +128,8 @@ def make_metrics(
         metrics.append(every_process(make))
     if 'classifier' in names:
         metrics.append(every_process(partial(ClassifierMetric, train, test)))
+    if 'seams' in names:
+        metrics.append(every_process(partial(SeamsMetric, test)))
     if set(names) & set(inception_scores.SCORES):
         metrics.append(_inception_metric(names, model, mesh, rows, files))
     return metrics

@@ -23,9 +23,9 @@ UNITS = {
     'broken_images': 'images',
     'mse': 'mean squared error',
     'readable': 'share of the images',
-    'readable_held_out': 'share of the images',
     'classifier_distance': 'Fréchet distance',
-    'classifier_distance_train': 'Fréchet distance',
+    'seams': 'border_steps over those of held-out images',
+    'border_steps': 'across borders of patches over inside',
 }
 
 

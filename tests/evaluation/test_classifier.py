@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jit_jax import data
-from jit_jax.evaluation import classifier
+from jit_jax.evaluation import classifier, judges
 from jit_jax.evaluation.classifier import ClassifierMetric, evenly_spread
 
 
@@ -30,13 +30,29 @@ def test_what_is_of_the_data_is_readable_and_near(metric):
     metric.update(images[:15], {}, None)
     metric.update(images[15:], {}, None)
     near = metric.compute()
-    assert near['readable'] == near['readable_held_out'] == 1
+    for name in ('readable', 'readable_logistic', 'readable_knn', 'readable_svc'):
+        assert near[name] == near[f'{name}_held_out'] == 1
     assert near['classifier_distance'] < 3 * near['classifier_distance_train'] + 1
     metric.reset()
     metric.update(np.full((40, 16, 16, 3), 120, np.uint8), {}, None)
     far = metric.compute()
     assert far['classifier_distance'] > 10 * near['classifier_distance']
     assert far['readable_held_out'] == near['readable_held_out']
+    assert far['readable_svc'] == 0
+
+
+def test_judges_need_a_few_classes_with_images_enough():
+    _, labels = halves(20, 0)
+    assert judges.fits(labels) and not judges.fits(labels[:6])
+    assert not judges.fits(np.zeros(20, int)) and not judges.fits(np.arange(400) // 5)
+
+
+def test_judges_see_the_means_of_squares():
+    images = np.zeros((1, 16, 32, 3), np.uint8)
+    images[0, 2:4, 4:8] = 255, 0, 0
+    seen = np.zeros((8, 8))
+    seen[1, 1] = 1 / 3
+    np.testing.assert_allclose(judges.pixels(images)[0].reshape(8, 8), seen)
 
 
 def test_examples_are_spread_over_the_whole_source(monkeypatch):

@@ -35,6 +35,14 @@ def test_families_put_what_ends_in_a_number_on_one_chart(tmp_path):
     }
 
 
+def test_what_numbers_are_held_against_is_on_their_chart(tmp_path):
+    names = ('readable', 'readable_svc', 'readable_svc_held_out', 'seams')
+    write_lines(tmp_path / 'metrics.jsonl', [{'step': 4, f'evaluate/{n}': 0.5} for n in names])
+    found = families(tmp_path / 'metrics.jsonl')
+    assert list(found) == ['evaluate/readable', 'evaluate/seams']
+    assert list(found['evaluate/readable']) == ['generated', 'svc', 'svc held out']
+
+
 def test_a_torn_line_and_no_file_are_no_curves(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     assert families(path) == {}

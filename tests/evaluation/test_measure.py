@@ -19,11 +19,11 @@ def test_eight_devices_equal_one(holes, one_classifier, tmp_path):
     model, _, _, test = holes
     results = {}
     for devices in (1, 8):
-        run, params = measure(devices, holes, ['truth', 'classifier'])
+        run, params = measure(devices, holes, ['truth', 'classifier', 'seams'])
         results[devices] = run(params, model.settings, str(tmp_path / str(devices)))
         score = DenoisingScore(model, mesh(devices), test, num=32, batch=16, seed=0)
         results[devices] |= score(params)
-    assert results[8] == pytest.approx(results[1], rel=1e-3) and len(results[1]) == 4 + 4 + 10
+    assert results[8] == pytest.approx(results[1], rel=1e-3) and len(results[1]) == 4 + 10 + 3 + 10
     for name in ('000000-16.npz', '000016-16.npz'):
         one = np.load(tmp_path / '1' / name)['arr_0'].astype(int)
         eight = np.load(tmp_path / '8' / name)['arr_0'].astype(int)
@@ -79,14 +79,16 @@ def test_inception_sharded_and_part_by_part_equals_all_at_once(holes, inception_
 
 
 def test_what_can_be_measured_by_default():
-    def names(kind, classes, file=''):
-        config = {'condition': {'kind': kind}, 'classes': classes}
+    def names(kind, classes, file='', **data):
+        config = data | {'condition': {'kind': kind}, 'classes': classes}
         config['model'] = {'image_size': 32, 'channels': 3, 'num_classes': len(classes)}
         return measurable(config, file)
 
     assert names('inpaint', ['a']) == ['truth', 'classifier']
     assert names('class', ['a'], 'inception.pth') == ['classifier', 'fid']
     assert names('none', []) == []
+    assert names('none', ['a'], data={}) == ['classifier', 'seams']
+    assert names('none', [], data={}) == []
 
 
 def test_metrics_that_do_not_fit_are_refused(holes):
@@ -102,6 +104,7 @@ def test_metrics_that_do_not_fit_are_refused(holes):
         (config | {'classes': []}, ['classifier'], Files(), 20, 'has none'),
         (no_condition, [], Files(), 20, 'only --metrics=fid,is'),
         (config, ['fid'], Files(inception='/nowhere.pth'), 20, 'no Inception weights at'),
+        (config | {'model': {'image_size': 16}}, ['seams'], Files(), 20, 'of 32 or more'),
         (config, ['is'], there, 9, '--metrics=is needs --num=10'),
         (config, ['precision_recall'], there, 3, 'needs --num=4'),
     )
