@@ -147,6 +147,8 @@ def _condition(config: ConfigDict) -> None:
     config.condition.reference_factor = 2
     # text: the most tokens of a caption; a run computes as many as its longest caption has
     config.condition.tokens = 128
+    # text: the folder of embeddings that jit-jax embed wrote; '': captions are bytes
+    config.condition.embeddings = ''
     config.condition.hole = (4, 12)  # inpaint: smallest and largest side of the hole, in patches
     config.condition.degradations = 1  # degraded: how often blur, resizing, noise and JPEG follow
     # degraded: low and high, drawn between for each image; 0 changes nothing, 1 much

@@ -10,6 +10,7 @@ from jit_jax.commands import environment
 COMMANDS = {
     'train': 'pre-train without a condition, or fine-tune with one',
     'preview': 'draw what a model is about to train on',
+    'embed': 'make embeddings of captions by a text model, to train with',
     'sample': 'draw images from a trained run',
     'evaluate': 'measure a trained run',
     'export': 'write the weights of a run without its optimiser',

@@ -90,7 +90,7 @@ REFUSED = [
     ('inpaint', {'interval': 0.5}, 'interval is (low, high)'),
     ('none', {'guidance': 2.0}, 'guidance: this run learned no condition'),
     ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond, label or text'),
-    ('class', {'text': 'seven'}, 'text: this run learned no captions of bytes'),
+    ('class', {'text': 'seven'}, 'text: this run learned no captions'),
     ('text', {'text': ['seven']}, 'text has 1 captions for 2 images'),
     ('text', {'text': [7, 8]}, 'text is captions; got 7'),
     ('text', {'text': '七' * 6}, 'is 18 bytes, and this run learned at most 16; shorten it'),

@@ -157,10 +157,8 @@ def shapes_of_a_batch(config: ConfigDict, rows: int | None = None) -> dict:
     if config.data.kind in PAIRED:
         for name in condition_names(config.condition.paired):
             batch[name] = image
-    tokens = kinds.text_tokens(config)
-    if tokens:
-        batch['tokens'] = jax.ShapeDtypeStruct((rows, tokens), np.uint8)
-        batch['token_count'] = jax.ShapeDtypeStruct((rows,), np.int32)
+    if kinds.text_tokens(config):
+        batch |= kinds.shapes_of_a_text(config, rows)
     return batch
 
 

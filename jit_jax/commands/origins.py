@@ -84,13 +84,14 @@ class Asked(NamedTuple):
     kinds: Sequence[str] = ()  # the kind of each condition, where they differ
     begin: trained.Begin | None = None  # where sampling begins; None: from noise
     said: str = ''  # what was done to pictures
+    captions: Sequence[str] = ()  # of the rows, where their tokens do not say them
 
 
 def asked_for(args: argparse.Namespace, model: trained.Model) -> Asked:
     """What the images are made from. The flags decide; without them, every class in turn, or what
     the held-out images give.
     """
-    config, given, said = model.config, {}, ''
+    config, given, said, captions = model.config, {}, '', ()
     if args.cond:
         paths = picture_files(args.cond, '--cond')
         how = {'kind': args.kind, 'fit': args.fit, 'words': photographs.FLAGS}
@@ -102,17 +103,18 @@ def asked_for(args: argparse.Namespace, model: trained.Model) -> Asked:
         captions = [args.text[i % len(args.text)] for i in range(args.num)]
         given |= inputs.caption_tokens(config, args.num, captions, prefix='--')
     if args.photographs:
-        return from_photographs(args, model, given, said)
+        return from_photographs(args, model, given, said)._replace(captions=captions)
     if given:
         inputs.check_conditioning(config, model.net, args.num, given, prefix='--')
-        return Asked(given, said=said)
+        return Asked(given, said=said, captions=captions)
     if args.kind:
         config = only_kind(config, args.kind)
     if config['condition']['kind'] == 'class':
         return Asked(every_class(args.num, model))
     conditioning, truth = held_out.examples(config, args.num, args.seed)
     of_each = held_out.kinds(config, args.num, args.seed) if truth is not None else []
-    return Asked(conditioning, truth, of_each)
+    captions = held_out.captions(config, args.num)
+    return Asked(conditioning, truth, of_each, captions=captions)
 
 
 def from_photographs(

@@ -139,6 +139,7 @@ def draw_images(
         classes = model.config['classes'] if 'classes' in model.config else []
         begun_from = to_uint8(asked.begin[1]) if asked.begin else None
         rest = {'classes': classes, 'kinds': asked.kinds, 'begun_from': begun_from}
+        rest['said'] = asked.captions
         return preview.sheet(images, asked.conditioning, asked.truth, model.net, **rest)
 
     kind = destination.kind(args.out)

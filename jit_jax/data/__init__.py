@@ -9,8 +9,8 @@ from jit_jax.data.captions import (
     decode_caption,
     encode_caption,
     to_tokens,
-    with_caption,
 )
+from jit_jax.data.embeddings import Embeddings, read_encoder
 from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.pairs import condition_names
 from jit_jax.data.palette import PALETTES
@@ -24,6 +24,7 @@ __all__ = [
     'VOCABULARY',
     'KINDS',
     'PALETTES',
+    'Embeddings',
     'InMemory',
     'Source',
     'absolute',
@@ -37,8 +38,8 @@ __all__ = [
     'from_arrays',
     'in_memory',
     'open_source',
+    'read_encoder',
     'remarks',
     'to_tokens',
     'train_batches',
-    'with_caption',
 ]

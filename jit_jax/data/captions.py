@@ -30,9 +30,14 @@ class Captions:
     listed: bool = True
 
 
+def clean(caption: str) -> str:
+    """A caption in one spelling: composed characters, single spaces, one line."""
+    return ' '.join(unicodedata.normalize('NFC', caption).split())
+
+
 def encode_caption(caption: str) -> bytes:
-    """A caption in one spelling: composed characters, single spaces, UTF-8."""
-    return ' '.join(unicodedata.normalize('NFC', caption).split()).encode()
+    """A caption in one spelling as UTF-8."""
+    return clean(caption).encode()
 
 
 def decode_caption(tokens: np.ndarray) -> str:
@@ -65,17 +70,25 @@ def with_caption(example: dict[str, np.ndarray], number: int) -> dict[str, np.nd
     return example | {name: example[name][number] for name in ('tokens', 'token_count')}
 
 
-def slots_for(captions: Captions | None, count: int, most: int) -> int:
-    """The tokens of a program for a data set of `count` examples, at most `most`.
+def rounded_up(tokens: int) -> int:
+    """So many tokens, in whole steps."""
+    return -(-tokens // STEP) * STEP
 
-    The longest caption's bytes, rounded up; `most` where that is not known. Raises UserError for a
-    data set without captions.
-    """
+
+def check_there(captions: Captions | None) -> None:
+    """Raises UserError for a data set without captions."""
     if captions is None:
         raise UserError(
             'config.condition.kind with text needs captions: a "text" in each line of '
             'metadata.jsonl, a name.txt beside each name.png, or a TFDS data set with a text.'
         )
+
+
+def slots_for(captions: Captions, count: int, most: int) -> int:
+    """The tokens of a program for a data set of `count` examples, at most `most`.
+
+    The longest caption's bytes, rounded up; `most` where that is not known.
+    """
     if not captions.listed:
         return most
     longest = 0
@@ -84,4 +97,4 @@ def slots_for(captions: Captions | None, count: int, most: int) -> int:
             longest = max(longest, len(encode_caption(caption)))
     if not longest:
         raise UserError('None of the captions says anything: write some, or condition on others.')
-    return min(-(-longest // STEP) * STEP, most)
+    return min(rounded_up(longest), most)

@@ -23,6 +23,18 @@ def find(folder: Path, root: Path) -> Path | None:
     return None
 
 
+def captions_in(path: Path) -> list[str]:
+    """All captions of a metadata.jsonl, whose images need not be there.
+
+    Raises UserError for a line that is no JSON object with `file_name`, or a `text` that is none.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        if line.strip():
+            found += _captions(path, number, _row(path, number, line))
+    return found
+
+
 def list_folder(path: Path, folder: Path) -> Listing:
     """The images below `folder` that the metadata.jsonl at `path` lists, sorted by their names.
 

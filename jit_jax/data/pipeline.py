@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 from absl import logging
 
-from jit_jax.data import captions
 from jit_jax.errors import UserError
 
 
@@ -46,7 +45,8 @@ def train_batches(
     Returns:
       An iterator over dicts of arrays with b = batch_size / process_count rows: 'image' uint8
       [b, S, S, C], 'label' int32 [b], for pairs 'cond' uint8 [b, S, S, C], and where the source has
-      captions one of each row's, 'tokens' uint8 [b, m] and 'token_count' int32 [b]. Its `close()`
+      captions one of each row's, 'tokens' uint8 [b, m] or float16 [b, m, E] and 'token_count' int32
+      [b]. Its `close()`
       ends the threads.
 
     Raises:
@@ -63,7 +63,7 @@ def train_batches(
     if flip:
         stream = stream.random_map(_flip)  # keyed by the position in the stream
     if getattr(source, 'tokens', 0):
-        stream = stream.random_map(_any_caption)  # as is this
+        stream = stream.random_map(partial(_any_caption, source))  # as is this
     batches = stream.batch(rows, drop_remainder=True)
     return _read(batches[process_index::process_count][start_step:], threads, prefetch)
 
@@ -139,15 +139,17 @@ def _flip(example, rng):
     return {key: value[:, ::-1] if is_image[key] else value for key, value in example.items()}
 
 
-def _any_caption(example, rng):
+def _any_caption(source, example, rng):
     """One of the captions of an example, each as often."""
-    return captions.with_caption(example, rng.integers(len(example['tokens'])))
+    count = len(example['captions' if 'captions' in example else 'tokens'])
+    return source.with_caption(example, rng.integers(count))
 
 
 def _weighted(source, index):
     """Example `index`, weighing 1; past the end and for a broken one, another that weighs 0."""
-    example = source.load(index) if index < len(source) else None
-    if example is not None:
-        return captions.with_caption(example, index) | {'weight': np.float32(1)}
-    stand_in = source.intact_or_blank(min(index, len(source) - 1))
-    return captions.with_caption(stand_in, index) | {'weight': np.float32(0)}
+    example, weight = source.load(index) if index < len(source) else None, 1
+    if example is None:
+        example, weight = source.intact_or_blank(min(index, len(source) - 1)), 0
+    if getattr(source, 'tokens', 0):
+        example = source.with_caption(example, index)
+    return example | {'weight': np.float32(weight)}

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from jit_jax.data import captions, preprocess
+from jit_jax.data.embeddings import Embeddings
 from jit_jax.data.folders import open_folder
 from jit_jax.data.handwriting import open_handwriting
 from jit_jax.data.listing import existing_folder
@@ -36,6 +37,7 @@ def open_source(
     holdout: str = 'spread',
     palette: str = '',
     tokens: int = 0,
+    embeddings: str = '',
 ) -> 'Source':
     """Opens a source of examples, and tries to read one.
 
@@ -62,7 +64,8 @@ def open_source(
       holdout: which twentieth: 'spread', every 20th file in sorted order, or 'tail', the last
         ones, for frames of a video, which resemble their neighbours.
       palette: 'voc' where the condition images of pairs hold numbers of classes, which get colours.
-      tokens: the most bytes of a caption, of which examples then hold all; 0 for no captions.
+      tokens: the most tokens of a caption, of which examples then hold all; 0 for no captions.
+      embeddings: the folder with embeddings of the captions; '' where their bytes are tokens.
 
     Raises:
       UserError: when there is nothing to read, or nothing that fits the description.
@@ -77,6 +80,7 @@ def open_source(
         max_broken=max_broken,
         palette=palette,
         tokens=tokens,
+        embeddings=embeddings,
     )
 
 
@@ -113,8 +117,9 @@ class Source:
     """Random access to examples.
 
     An example is {'image': uint8 [S, S, C], 'label': int32, −1 for none}, and 'cond' for pairs,
-    which is like 'image'; and 'tokens' and 'token_count' where its captions are asked for, as
-    `captions.to_tokens` makes them.
+    which is like 'image'. Where its captions are asked for, it also has all of them: their bytes as
+    `captions.to_tokens` makes them, or 'captions' int32 [C], their numbers in a folder of
+    embeddings. `with_caption` leaves one, as tokens.
 
     Attributes:
       classes: the names of the labels in order; empty without labels.
@@ -138,6 +143,7 @@ class Source:
         max_broken: float,
         palette: str = '',
         tokens: int = 0,
+        embeddings: str = '',
     ):
         if channels not in (1, 3) or image_size < 1:
             raise UserError(
@@ -152,9 +158,12 @@ class Source:
         self._broken = {}
         self._allowed = max(1, int(max_broken * records.count)) if max_broken else 0
         self._lock = threading.Lock()
-        self.tokens = 0
+        self.tokens, self._embeddings = 0, None
         if tokens:
-            self.tokens = captions.slots_for(records.captions, records.count, tokens)
+            captions.check_there(records.captions)
+            self._embeddings = Embeddings(embeddings) if embeddings else None
+            longest = self._embeddings or captions
+            self.tokens = longest.slots_for(records.captions, records.count, tokens)
         self.summary = records.summary
         self._try_some()
 
@@ -201,6 +210,28 @@ class Source:
         example = first_intact(self, index % len(self))
         return self.blank() if example is None else example
 
+    def with_caption(self, example: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
+        """An example with caption `number` alone, counted round, as tokens; one without captions as
+        it is.
+
+        'tokens' is uint8 [m] or float16 [m, E], 'token_count' int32.
+        """
+        if self._embeddings is None:
+            return captions.with_caption(example, number)
+        rest = dict(example)
+        numbers = rest.pop('captions')
+        return rest | self._embeddings.tokens(numbers[number % len(numbers)], self.tokens)
+
+    def caption(self, example: dict[str, np.ndarray], number: int) -> str:
+        """What `with_caption` leaves, in words; '' where the tokens themselves say it."""
+        if 'captions' not in example:
+            return ''
+        return self._embeddings.caption(example['captions'][number % len(example['captions'])])
+
+    def said(self, index: int) -> tuple[str, ...]:
+        """All captions of example `index`."""
+        return tuple(self._records.captions.read(index))
+
     @property
     def broken(self) -> tuple[str, ...]:
         """The names of the broken examples that were found so far."""
@@ -217,10 +248,12 @@ class Source:
             )
             for key, image in encoded.items()
         }
-        said = self._records.captions.read(index) if self.tokens else ()
+        said = self.said(index) if self.tokens else ()
         return arrays | {'label': np.int32(label)} | self._captions(said)
 
     def _captions(self, said) -> dict[str, np.ndarray]:
+        if self._embeddings is not None:
+            return {'captions': self._embeddings.numbers(said)}
         return captions.to_tokens(said, self.tokens) if self.tokens else {}
 
     def _try_some(self) -> None:

@@ -143,8 +143,8 @@ def _number(name: str) -> int:
 def text(x, batch, key) -> Conditioning:
     """What is said about x: the bytes of a caption, or embeddings that were made of it."""
     tokens, count = batch['tokens'], batch['token_count']
-    if jnp.issubdtype(tokens.dtype, jnp.integer):
-        tokens = tokens.astype(jnp.int32)
+    are_numbers = jnp.issubdtype(tokens.dtype, jnp.integer)
+    tokens = tokens.astype(jnp.int32 if are_numbers else jnp.float32)
     live = jnp.arange(tokens.shape[1]) < count[:, None]
     return {'cond_tokens': tokens, 'cond_tokens_valid': live}
 

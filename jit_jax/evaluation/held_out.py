@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 
-from jit_jax import data
 from jit_jax.diffusion.conditions import choose
 from jit_jax.recipe import build
-from jit_jax.recipe.kinds import condition, each_row
+from jit_jax.recipe.kinds import condition, each_row, embeddings
 
 
 def examples(
@@ -24,10 +23,21 @@ def examples(
     source = build.source(config, 'test') if source is None else source
     index = range(start, start + count)
     read = source.intact_or_blank if or_blank else source.__getitem__
-    rows = [data.with_caption(read(i % len(source)), i) for i in index]
+    rows = [source.with_caption(read(i % len(source)), i) for i in index]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     conditioning = each_row(batch, jax.random.key(seed), np.asarray(index), condition(config))
     return jax.tree.map(np.asarray, conditioning), batch['image']
+
+
+def captions(config, count: int, source=None, start: int = 0) -> list[str]:
+    """The captions of the rows of `examples` where tokens are embeddings, of which nobody reads
+    them; else none. Raises UserError where no image can be read.
+    """
+    if not embeddings(config):
+        return []
+    source = build.source(config, 'test') if source is None else source
+    index = range(start, start + count)
+    return [source.caption(source.intact_or_blank(i), i) for i in index]
 
 
 def kinds(config, count: int, seed: int, start: int = 0) -> list[str]:

@@ -33,6 +33,7 @@ class Preview:
             run.config, rows, seed, run.test, or_blank=True
         )
         self.kinds = held_out.kinds(run.config, self.num, seed)
+        self.said = held_out.captions(run.config, self.num, run.test)
         z = noise(jax.random.key(seed), 0, rows, run.model)
         self.inputs = sharding.spread((z, self.conditioning), run.mesh)
         self.generate = compiled_sampler(
@@ -55,7 +56,8 @@ class Preview:
             lambda x: x[: self.num], (images, self.conditioning, self.truth)
         )
         classes = self.run.train.classes
-        picture = sheet(images, conditioning, truth, self.run.model, classes, self.kinds)
+        how = {'kinds': self.kinds, 'said': self.said}
+        picture = sheet(images, conditioning, truth, self.run.model, classes, **how)
         folder = os.path.join(self.workdir, 'samples')
         paths = [os.path.join(folder, name) for name in (f'{step:07d}.png', 'latest.png')]
         archives = {os.path.join(folder, LATEST): images}
@@ -70,13 +72,14 @@ def sheet(
     classes=(),
     kinds=(),
     begun_from: np.ndarray | None = None,
+    said=(),
 ) -> np.ndarray:
     """A grid of samples: uint8 [N, S, S, C] → uint8 [·, ·, 3].
 
     With condition images each is condition · references · result · truth. The truth is left out
     where that is None, and what sampling began from, uint8 as `images`, stands in its place if
     given. Below a sample stand its kind of condition, where `kinds` names one for each, its class,
-    and its caption.
+    and its caption: its bytes, or what `said` says of tokens that are embeddings.
     """
     columns = max(1, round(len(images) ** 0.5))
     heads, parts = (), {'result': images}
@@ -93,11 +96,11 @@ def sheet(
     if len(parts) > 1:
         heads, images = tuple(parts), np.stack(list(parts.values()), 1)
         columns = max(1, columns // 2)
-    lines = captions(len(images), conditioning, classes, kinds)
+    lines = captions(len(images), conditioning, classes, kinds, said)
     return grid(images, columns, heads=heads, captions=lines)
 
 
-def captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
+def captions(count: int, conditioning: dict, classes, kinds, said=()) -> list[str]:
     """What stands below each sample; nothing at all where there is nothing to say of any."""
     lines = [[kind] for kind in kinds] if kinds else [[] for _ in range(count)]
     if 'label' in conditioning:
@@ -106,11 +109,14 @@ def captions(count: int, conditioning: dict, classes, kinds) -> list[str]:
         for line, label, is_said in zip(lines, conditioning['label'], said, strict=True):
             if is_said:
                 line.append(names.get(int(label), str(label)))
-    if 'cond_tokens' in conditioning and conditioning['cond_tokens'].ndim == 2:  # bytes
+    if 'cond_tokens' in conditioning:
         spoken = conditioning['cond_tokens']
-        live = conditioning.get('cond_tokens_valid', np.ones(spoken.shape, bool))
-        for line, tokens, is_live in zip(lines, spoken, live, strict=True):
-            line += filter(None, [data.decode_caption(tokens[is_live])])
+        live = conditioning.get('cond_tokens_valid', np.ones(spoken.shape[:2], bool))
+        for i, (line, tokens, is_live) in enumerate(zip(lines, spoken, live, strict=True)):
+            if spoken.ndim == 2:  # bytes
+                line += filter(None, [data.decode_caption(tokens[is_live])])
+            elif said and is_live.any():
+                line.append(said[i])
     joined = [' · '.join(line) for line in lines]
     return joined if any(joined) else []
 

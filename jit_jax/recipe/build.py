@@ -1,6 +1,7 @@
 """From a config to objects: the only place that reads one."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import forward_multiply_adds, size, slot_counts
 from jit_jax.recipe import auto
 from jit_jax.recipe.checks import check, condition_slots
-from jit_jax.recipe.kinds import condition, text_tokens
+from jit_jax.recipe.kinds import condition, embeddings, text_tokens
 from jit_jax.training import optimizer, state
 from jit_jax.training.ema import EMA
 from jit_jax.training.step import Recipe, train_step
@@ -71,6 +72,10 @@ class Run(Programs):
         record['data']['path'] = data.absolute(record['data']['path'])  # sampled from elsewhere
         if self.content:
             record['data']['content'] = self.content
+        folder = embeddings(self.config)
+        if folder:
+            record['condition']['embeddings'] = data.absolute(folder)
+            record['encoder'] = dataclasses.asdict(data.read_encoder(folder))
         return record
 
 
@@ -211,6 +216,7 @@ def source(
         'max_broken': d['max_broken'],
         'palette': palette(config),
         'tokens': text_tokens(config),
+        'embeddings': embeddings(config),
     }
     if memory is not None:
         return memory.source(split, holdout, **pixels)

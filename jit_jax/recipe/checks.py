@@ -106,6 +106,7 @@ TEXTS = (
     'data.name',
     'data.train',
     'data.test',
+    'condition.embeddings',
     'condition.kind',
     'condition.module',
     'evaluate.inception',
@@ -235,6 +236,24 @@ def _check_what_is_here(config):
     if config['wandb']['project'] and importlib.util.find_spec('wandb') is None:
         raise UserError(
             'config.wandb.project needs Weights & Biases: pip install wandb, or leave it empty.'
+        )
+    if config['condition']['embeddings']:
+        _check_embeddings(config)
+
+
+def _check_embeddings(config):
+    """A folder of embeddings goes with a text, and with a model that takes them."""
+    folder, m = config['condition']['embeddings'], config['model']
+    if not kinds.embeddings(config):
+        raise UserError(
+            'config.condition.embeddings are of captions; set config.condition.kind=text, or leave '
+            'them out.'
+        )
+    encoder = data.read_encoder(folder)
+    if (m['token_width'], m['vocabulary']) != (encoder.width, 0):
+        raise UserError(
+            f'config.condition.embeddings: those of {encoder.name} need config.model.token_width='
+            f'{encoder.width} and config.model.vocabulary=0.'
         )
 
 

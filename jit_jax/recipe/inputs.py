@@ -17,7 +17,7 @@ from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import COND, GRID, condition_grid
-from jit_jax.recipe import kinds
+from jit_jax.recipe import kinds, text_encoder
 
 NEEDS = {
     'cond_valid': 'cond',
@@ -96,9 +96,9 @@ def caption_tokens(
     is longer than any the run has learned.
     """
     m = kinds.text_tokens(config)
-    if not m or not config['model']['vocabulary']:
+    if not m:
         raise UserError(
-            f'{prefix}text: this run learned no captions of bytes '
+            f'{prefix}text: this run learned no captions '
             f'(config.condition.kind={config["condition"]["kind"]}); leave it out.'
         )
     captions = [text] * num if isinstance(text, str) else list(text)
@@ -109,15 +109,25 @@ def caption_tokens(
     for caption in captions:
         if not isinstance(caption, str):
             raise UserError(f'{prefix}text is captions; got {caption!r}.')
-        count = len(data.encode_caption(caption))
-        if count > m:
+    if kinds.embeddings(config):
+        unit, rows = 'tokens', text_encoder.embedded(config, captions, f'{prefix}text')
+    else:
+        unit, rows = 'bytes', [_bytes_of(caption) for caption in captions]
+    for caption, row in zip(captions, rows, strict=True):
+        if len(row) > m:
             raise UserError(
-                f'{prefix}text: {caption!r} is {count} bytes, and this run learned at most {m}; '
-                'shorten it.'
+                f'{prefix}text: {caption!r} is {len(row)} {unit}, and this run learned at most '
+                f'{m}; shorten it.'
             )
-    rows = [data.to_tokens([caption], m) for caption in captions]
-    batch = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    tokens = np.zeros((num, m, *rows[0].shape[1:]), rows[0].dtype)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    batch = {'tokens': tokens, 'token_count': np.array([len(row) for row in rows])}
     return {name: np.asarray(array) for name, array in conditions.text(None, batch, None).items()}
+
+
+def _bytes_of(caption: str) -> np.ndarray:
+    return np.frombuffer(data.encode_caption(caption), np.uint8)
 
 
 def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix: str = '') -> None:

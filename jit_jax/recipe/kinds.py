@@ -85,8 +85,7 @@ def shapes(config, names: list[str]) -> dict:
     for name in condition_names(section['paired'] if 'paired' in section else 1):
         batch[name] = jax.ShapeDtypeStruct(x.shape, jnp.uint8)
     if 'text' in names:
-        batch['tokens'] = jax.ShapeDtypeStruct((1, text_tokens(config)), jnp.uint8)
-        batch['token_count'] = jax.ShapeDtypeStruct((1,), jnp.int32)
+        batch |= shapes_of_a_text(config, 1)
     key = jax.eval_shape(partial(jax.random.key, 0))
     return jax.eval_shape(condition(config, '+'.join(names)), x, batch, key)
 
@@ -95,6 +94,20 @@ def text_tokens(config) -> int:
     """The tokens of a caption in the programs of a config; 0 for a run without text."""
     section = config['condition']
     return section['tokens'] if 'text' in conditions.kinds(section['kind']) else 0
+
+
+def embeddings(config) -> str:
+    """The folder of embeddings of a run's captions; '' where those are bytes, or there are none."""
+    return config['condition']['embeddings'] if text_tokens(config) else ''
+
+
+def shapes_of_a_text(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The tokens of a batch with captions, as the data pipeline makes them."""
+    tokens = jax.ShapeDtypeStruct((rows, text_tokens(config)), jnp.uint8)
+    if embeddings(config):
+        shape = (*tokens.shape, config['model']['token_width'])
+        tokens = jax.ShapeDtypeStruct(shape, jnp.float16)
+    return {'tokens': tokens, 'token_count': jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
 
 @partial(jax.jit, static_argnums=3)

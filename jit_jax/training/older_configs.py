@@ -18,6 +18,7 @@ ADDED = {
         'paired': 1,
         'reference_factor': 2,
         'tokens': 128,
+        'embeddings': '',
     },
     'data': {'holdout': 'spread', 'palette': ''},
     'diffusion': {'predict': 'x', 'loss': 'v'},

@@ -60,7 +60,7 @@ SAMPLE = [
     ('sample --workdir={labels} --label=²', "--label: '²' is not a class of this run; it has 5"),
     ('sample --workdir={labels} --label=6', "--label: '6' is not a class of this run"),
     ('sample --workdir={labels} --label=rose', "--label: 'rose' is not a class of this run"),
-    ('sample --workdir={labels} --text=seven', '--text: this run learned no captions of bytes'),
+    ('sample --workdir={labels} --text=seven', '--text: this run learned no captions'),
     ('sample --workdir={none} --cond={px32}', '--cond: this run learned no condition images'),
     ('sample --workdir={labels} --cond={px32}', '--cond: this run learned no condition images'),
     (

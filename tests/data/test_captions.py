@@ -8,6 +8,7 @@ from pictures import batches, open_gray, refused, same, write
 
 from jit_jax import data
 from jit_jax.data import digit_captions
+from jit_jax.data.captions import with_caption
 
 
 def said(row):
@@ -18,7 +19,7 @@ def said(row):
 def all_said(example):
     """Every caption of an example of a source."""
     rows = range(len(example['tokens']))
-    return [said(data.with_caption(example, i)) for i in rows]
+    return [said(with_caption(example, i)) for i in rows]
 
 
 def described(folder):
@@ -34,7 +35,7 @@ def described(folder):
 
 @pytest.mark.parametrize('caption', ['seven', 'zéro', 'ze\u0301ro', '七', ' a  seven\n', ''])
 def test_a_caption_comes_back_in_one_spelling(caption):
-    row = data.with_caption(data.to_tokens([caption], 16), 0)
+    row = with_caption(data.to_tokens([caption], 16), 0)
     plain = {'ze\u0301ro': 'zéro', ' a  seven\n': 'a seven'}
     assert said(row) == (plain[caption] if caption in plain else caption)
     assert row['tokens'].dtype == np.uint8 and not row['tokens'][row['token_count'] :].any()

@@ -37,7 +37,7 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
         conditioning={},
         truth=None,
         num=4,
-        kinds=[],
+        kinds=[], said=[],
         workdir=str(tmp_path),
     )
     state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})
@@ -76,6 +76,10 @@ def test_captions_stand_below_their_images(holes):
     spoken = {'cond_tokens': tokens.astype(np.int32), 'cond_tokens_valid': live}
     expected = sheet(images, {'label': np.array([0, 1])}, None, holes[0].net, ['a seven', 'a two'])
     np.testing.assert_array_equal(sheet(images, spoken, None, holes[0].net), expected)
+    embedded = spoken | {'cond_tokens': np.ones((2, 7, 5), np.float32)}
+    said = ['a seven', 'a two']
+    found = sheet(images, embedded, None, holes[0].net, said=said)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_kind_of_each_row_is_the_one_that_made_its_condition(holes):
