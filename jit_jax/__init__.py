@@ -60,7 +60,7 @@ def sample(
     text: str | Sequence[str] | None = None,
     cond_tokens: np.ndarray | None = None,
     cond_tokens_valid: np.ndarray | None = None,
-    references: Sequence[np.ndarray] | None = None,
+    references: Sequence[np.ndarray | Pictures] | None = None,
     references_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
@@ -93,8 +93,8 @@ def sample(
       text: a caption for all images or num of them, in a run that learned captions.
       cond_tokens: the same as bytes, int [num, n], or embeddings [num, n, E] of a run's encoder.
       cond_tokens_valid: bool [num, n], which of the tokens count; all by default.
-      references: more condition images, each [num, Hr, Wr, C], as many as the run learned and of
-        its sizes.
+      references: more condition images, as many as the run learned: each float32 [num, Hr, Wr, C]
+        of its sizes, or pictures as for cond, which are made smaller as in training.
       references_valid: bool [num, r], which of their patches count, image after image.
       steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.

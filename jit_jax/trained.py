@@ -80,7 +80,7 @@ def sample(
     text: str | Sequence[str] | None = None,
     cond_tokens: np.ndarray | None = None,
     cond_tokens_valid: np.ndarray | None = None,
-    references: Sequence[np.ndarray] | None = None,
+    references: Sequence[np.ndarray | Pictures] | None = None,
     references_valid: np.ndarray | None = None,
     steps: int | None = None,
     sampler: str | None = None,
@@ -128,8 +128,15 @@ def with_pictures(
     how: kind and fit, as `jit_jax.sample` takes them. Raises UserError for what does not fit the
     run or each other.
     """
-    photographs.check_from(from_image, from_t, how['kind'], given['cond'])
+    photographs.check_from(from_image, from_t, how['kind'], given['cond'], given['references'])
     found = dict(given)
+    if given['references'] is not None:
+        images = given['references']
+        pictures = [photographs.one_or_each('references', one, len(rows)) for one in images]
+        if pictures and None not in pictures:
+            found['references'] = photographs.reference_rows(
+                model.config, pictures, len(rows), **how
+            )
     if given['cond'] is not None:
         pictures = photographs.one_or_each('cond', given['cond'], len(rows))
         if pictures is not None:

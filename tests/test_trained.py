@@ -142,7 +142,7 @@ REFUSED = [
     ('none', {'from_image': images(2), 'from_t': 0.4}, 'from_image is a picture or several'),
     ('inpaint', {'from_image': [PHOTO] * 3}, 'from_image has 3 rows for 2 images'),
     ('inpaint', {'from_image': PHOTO, 'kind': 'edges'}, 'kind=edges: this run learned inpaint'),
-    ('inpaint', {'kind': 'inpaint'}, 'kind says what from_image or cond is for'),
+    ('inpaint', {'kind': 'inpaint'}, 'kind says what from_image, cond or references are'),
     ('inpaint', {'cond': images(2)[..., :1]}, 'cond is [2, Hc, Wc, 3]; got [2, 32, 32, 1]'),
     ('inpaint', {'cond': images(2, 16)}, 'cond is 16×16 pixels, and this run learned 32×32'),
     ('inpaint', {'cond': images(2, 31)}, 'cond is 31×31 pixels, and this run learned 32×32'),
@@ -216,6 +216,13 @@ def test_pictures_in_and_out(model, params):
     ]
     for images in drawn[1:]:
         np.testing.assert_array_equal(images, drawn[0])
+    numbers = photographs.reference_rows(config_of('references'), [[PHOTO]], 2)
+    drawn_by = [
+        jit_jax.sample(model('references'), params, KEY, 2, references=references)
+        for references in (numbers, [PHOTO], [[PHOTO, PHOTO]])
+    ]
+    for images in drawn_by[1:]:
+        np.testing.assert_array_equal(images, drawn_by[0])
     pictures = jit_jax.to_pil(drawn[0])
     assert [one.size for one in pictures] == [(32, 32)] * 2 and pictures[0].mode == 'RGB'
     np.testing.assert_array_equal(pictures[1], drawn[0][1])

@@ -41,6 +41,14 @@ def define_flags(parser: command_line.Parser) -> None:
         metavar='PICTURES',
         help='ordinary pictures, of which the condition is made as in training',
     )
+    add(
+        '--reference',
+        action='append',
+        type=command_line.words,
+        metavar='PICTURES',
+        help='the references of an image, as many as the run learned; several flags are taken in '
+        'turn',
+    )
     add('--text', action='append', help='a caption; several flags are taken in turn')
     add('--kind', default='', help='which kind of condition, where the run learned several: edges')
     add(
@@ -76,6 +84,26 @@ def load_labels(names: list[str], num: int, model: trained.Model) -> np.ndarray:
     return np.resize(np.asarray(numbers, np.int32), num)
 
 
+def load_references(sets: list[list[str]], args: argparse.Namespace, config: dict) -> tuple:
+    """The references of each row, of which all sets of pictures have equally many.
+
+    Raises UserError where they do not, and as `photographs.reference_rows`.
+    """
+    if len({len(one) for one in sets}) > 1:
+        raise UserError('--reference: name as many pictures in each --reference.')
+    of_each = list(zip(*sets, strict=True))
+    how = {'kind': args.kind, 'fit': args.fit, 'words': photographs.FLAGS}
+    return photographs.reference_rows(config, of_each, args.num, **how)
+
+
+def classes_beside(args: argparse.Namespace, model: trained.Model) -> dict[str, np.ndarray]:
+    """Every class in turn, for a run that learned references together with a class; else none."""
+    learned = kinds.options(model.config).values()
+    if any({'references', 'label'} <= shapes.keys() for shapes in learned):
+        return every_class(args.num, model)
+    return {}
+
+
 class Asked(NamedTuple):
     """What flags ask for."""
 
@@ -97,6 +125,10 @@ def asked_for(args: argparse.Namespace, model: trained.Model) -> Asked:
         how = {'kind': args.kind, 'fit': args.fit, 'words': photographs.FLAGS}
         given, said = photographs.condition_rows(config, paths, args.num, **how)
         said = lines(said, left_over(paths, args.num))
+    if args.reference:
+        given['references'] = load_references(args.reference, args, config)
+        if not args.label and not args.photographs:
+            given |= classes_beside(args, model)
     if args.label:
         given['label'] = load_labels(args.label, args.num, model)
     if args.text:

@@ -7,6 +7,7 @@ examples:
   jit-jax sample --workdir=runs/cond --from=photo.jpg --out=out.png  # cuts the hole, then fills it
   jit-jax sample --workdir=runs/uncond --from=photo.jpg --start=0.4  # begins from a noised photo
   jit-jax sample --workdir=runs/cond-digits_text --text="a seven or a two"
+  jit-jax sample --workdir=runs/cond-omniglot --reference=a.png,b.png   # two pictures, one result
   jit-jax sample --workdir=runs/uncond --num=50000 --out=images/     # 000000.png, 000001.png …
   jit-jax sample --workdir=runs/uncond --trajectory=10 --out=path.png   # one image, from noise
 
@@ -117,7 +118,7 @@ def draw_trajectory(
         model,
         params,
         jax.random.key(args.seed),
-        **{name: rows[:1] for name, rows in asked.conditioning.items()},
+        **jax.tree.map(_first_row, asked.conditioning),
         steps=args.steps,
         sampler=args.sampler,
         guidance=args.guidance,
@@ -128,6 +129,10 @@ def draw_trajectory(
         with destination.writing(args.out, '--out'):
             save_png(args.out, preview.strip(path, args.trajectory))
         print(f'Image 0 of step {model.step}, from t={args.start or 0:g} to t=1, in {args.out}')
+
+
+def _first_row(rows):
+    return rows[:1]
 
 
 def draw_images(

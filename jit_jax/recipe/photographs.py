@@ -20,7 +20,9 @@ from jit_jax.model.sequence import patch_size, patchify
 from jit_jax.recipe import build, kinds
 
 FLAGS = {'from': '--from', 'start': '--start', 'cond': '--cond', 'kind': '--kind', 'fit': '--fit'}
+FLAGS['reference'] = '--reference'
 ARGUMENTS = {'from': 'from_image', 'start': 'from_t', 'cond': 'cond', 'kind': 'kind', 'fit': 'fit'}
+ARGUMENTS['reference'] = 'references'
 
 # Kinds that no picture gives, and what they are made of.
 TOGETHER = {'class': 'a class (label)', 'text': 'a caption (text)'}
@@ -65,7 +67,7 @@ def one_or_each(name: str, given, num: int) -> list | None:
     return pictures
 
 
-def check_from(from_image, from_t, kind: str, cond) -> None:
+def check_from(from_image, from_t, kind: str, cond, references=None) -> None:
     """Raises UserError for arguments of `jit_jax.sample` that need each other."""
     if from_t is not None:
         is_number = isinstance(from_t, (int, float, np.number)) and not isinstance(from_t, bool)
@@ -73,8 +75,8 @@ def check_from(from_image, from_t, kind: str, cond) -> None:
             raise UserError(f'from_t is a time from 0 (noise) to below 1 (clean); got {from_t!r}.')
         if from_image is None:
             raise UserError('from_t needs a picture to begin from; give from_image.')
-    if kind and from_image is None and cond is None:
-        raise UserError('kind says what from_image or cond is for; give one of them.')
+    if kind and from_image is None and cond is None and references is None:
+        raise UserError('kind says what from_image, cond or references are; give one of them.')
 
 
 def condition_rows(
@@ -123,6 +125,73 @@ def condition_rows(
         patch = patch_size(config['model']['image_size'])
         rows['cond_valid'] = np.asarray(patchify(opaque, patch)).all(-1)
     return rows, said
+
+
+def reference_rows(
+    config: dict,
+    given: Sequence[Sequence],
+    num: int,
+    *,
+    kind: str = '',
+    fit: str = 'crop',
+    words: dict[str, str] = ARGUMENTS,
+) -> tuple[np.ndarray, ...]:
+    """Pictures as the references that a run learned, made smaller as in training.
+
+    given: for each reference of a row its pictures, one for all `num` rows or in turn. The rest is
+    as for `condition_rows`. Returns float32 [num, Hr, Wr, C] in [−1, 1] for each. Raises UserError
+    for another number of them.
+    """
+    check_fit(fit, words)
+    shapes = _learned_references(config, kind, words)
+    if len(given) != len(shapes):
+        raise UserError(
+            f'{words["reference"]}: there are {len(given)} pictures for an image, and this run '
+            f'learned {len(shapes)}; name {len(shapes)}.'
+        )
+    side = config['model']['image_size']
+    size, rows = (side, side), []
+    for pictures, shape in zip(given, shapes, strict=True):
+        found = [_read(one, config, words['reference']) for one in pictures[:num]]
+        for one in found:
+            if fit == 'error' and one.size != size:
+                raise UserError(
+                    f'{words["reference"]}: {one.name} is {_times(one.size)} pixels, and this run '
+                    f'learned from {_times(size)}; resize it.'
+                )
+        found = [_fit(one, size, fit, words['reference']) for one in found]
+        images = np.stack([one.pixels for one in found]).astype(np.float32) / 127.5 - 1
+        if shape[1:3] != size:
+            small = (len(images), *shape[1:])
+            images = np.asarray(jax.image.resize(images, small, 'cubic', antialias=True))
+        rows.append(in_turn(images, num))
+    return tuple(rows)
+
+
+def _learned_references(config: dict, kind: str, words: dict[str, str]) -> list[tuple]:
+    """The shapes of a row's references, [1, Hr, Wr, C] each.
+
+    Raises UserError for a run without, and for one that learned several kinds of them.
+    """
+    learned = kinds.options(config)
+    if kind:
+        option = named_option(learned, kind, words)
+        learned = {option: learned[option]}
+    found = {}
+    for option, shapes in learned.items():
+        if 'references' in shapes:
+            found[tuple(image.shape for image in shapes['references'])] = option
+    if not found:
+        raise UserError(
+            f'{words["reference"]}: this run learned no references (config.condition.kind='
+            f'{config["condition"]["kind"]}); leave it out.'
+        )
+    if len(found) > 1:
+        raise UserError(
+            f'{words["reference"]}: this run learned {" and ".join(found.values())}; say which '
+            f'it is with {words["kind"]}={next(iter(found.values()))}.'
+        )
+    return list(next(iter(found)))
 
 
 class Made(NamedTuple):
@@ -260,7 +329,7 @@ def what_was_done(found: list[Picture], size: tuple[int, int], fit: str) -> str:
     return f'{len(others)} of {len(found)} pictures: {what}.'
 
 
-def in_turn(arrays: list[np.ndarray], num: int) -> np.ndarray:
+def in_turn(arrays: Sequence[np.ndarray], num: int) -> np.ndarray:
     """[num, …], from the first again after the last."""
     return np.stack(arrays)[np.arange(num) % len(arrays)]
 

@@ -68,7 +68,7 @@ def test_help_is_about_this_command_alone(name, flag, capsys):
     )
     # A default is shown where there is one, and no other.
     assert 'None' not in text and ('(default: 16)' in text) == (name == 'sample')
-    assert ('--config.batch_size=16' in text) == (name in ('train', 'compile', 'preview'))
+    assert ('--config.batch_size=16' in text) == (name in ('train', 'compile', 'preview', 'embed'))
 
 
 def test_help_of_train_py():

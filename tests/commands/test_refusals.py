@@ -27,6 +27,7 @@ RUNS = {
     'either': {'condition.kind': 'super_resolution|class'},
     'both': {'condition.kind': 'inpaint+class'},
     'sizes': {'condition.kind': 'inpaint|super_resolution'},
+    'several': {'condition.kind': 'references', 'condition.paired': 2, 'model.reference_images': 2},
     'own': {'condition.kind': 'mine', 'condition.module': 'nothere'},
 }
 
@@ -61,6 +62,16 @@ SAMPLE = [
     ('sample --workdir={labels} --label=6', "--label: '6' is not a class of this run"),
     ('sample --workdir={labels} --label=rose', "--label: 'rose' is not a class of this run"),
     ('sample --workdir={labels} --text=seven', '--text: this run learned no captions'),
+    ('sample --workdir={hole} --reference={px31}', '--reference: this run learned no references'),
+    (
+        'sample --workdir={several} --reference={px31}',
+        '--reference: there are 1 pictures for an image, and this run learned 2; name 2',
+    ),
+    ('sample --workdir={several} --reference={px31},{file}', 'cannot be read as an image'),
+    (
+        'sample --workdir={several} --reference={px31},{px32} --fit=error',
+        '--reference: {px31} is 31×31 pixels, and this run learned from 32×32; resize it',
+    ),
     ('sample --workdir={none} --cond={px32}', '--cond: this run learned no condition images'),
     ('sample --workdir={labels} --cond={px32}', '--cond: this run learned no condition images'),
     (

@@ -132,6 +132,28 @@ def test_beginning_from_a_photograph(run_of, command, photo, tmp_path):
     assert picture.shape[1] == 2 * images.MARGIN + 2 * 96 + images.GAP  # picture and result
 
 
+def test_references_of_each_image_in_turn(run_of, command, photo, tmp_path):
+    """Without a label a run that learned both draws every class."""
+    run_of('references+class')
+    other = str(tmp_path / 'photos/more/c.png')
+    out = f'--out={tmp_path}/a.png'
+    words = ('sample', '--workdir=run', '--num=3', f'--reference={photo}', f'--reference={other}')
+    code, _, err = command(*words, out)
+    assert code == 0, err
+    asked, begin = run_of.asked[-1]
+    assert asked.keys() == {'references', 'label'} and begin is None
+    assert asked['label'].tolist() == [0, 1, 2] and len(asked['references']) == 1
+    config = uncond.get_config()
+    config.condition.kind = 'references'
+    given = photographs.reference_rows(config.to_dict(), [[photo, other]], 3)
+    np.testing.assert_array_equal(asked['references'][0], given[0])
+    assert (given[0][0] != given[0][1]).any() and (given[0][0] == given[0][2]).all()
+    assert command(*words, '--label=4', out)[0] == 0
+    assert run_of.asked[-1][0]['label'].tolist() == [4, 4, 4]
+    code, _, err = command(*words[:-1], f'--reference={other},{photo}', out)
+    assert code == 1 and 'name as many pictures in each --reference' in err
+
+
 def test_held_out_images_of_one_kind(run_of, command, env, monkeypatch, tmp_path):
     monkeypatch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
     run_of('inpaint|edges')

@@ -37,7 +37,8 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
         conditioning={},
         truth=None,
         num=4,
-        kinds=[], said=[],
+        kinds=[],
+        said=[],
         workdir=str(tmp_path),
     )
     state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})

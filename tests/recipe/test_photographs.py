@@ -10,7 +10,7 @@ from jit_jax.data import center_crop
 from jit_jax.data.palette import voc_colors
 from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
-from jit_jax.recipe import photographs
+from jit_jax.recipe import kinds, photographs
 from jit_jax.recipe.photographs import FLAGS, as_pictures, condition_rows, made_from
 
 KEY = jax.random.key(0)
@@ -43,6 +43,34 @@ def save(tmp_path):
         return str(tmp_path / name)
 
     return save
+
+
+# As references
+
+
+def test_references_are_those_that_training_makes():
+    config = config_of('references', reference_images=2)
+    config['condition']['paired'] = 2
+    turned = PHOTO.rotate(180)
+    rows = photographs.reference_rows(config, [[PHOTO], [turned, PHOTO]], 3)
+    small = [SMALL, np.asarray(center_crop(turned, 32))]
+    batch = {'image': np.stack([SMALL] * 2), 'cond': np.stack([small[0]] * 2)}
+    batch['cond2'] = np.stack([small[1], small[0]])
+    made = kinds.each_row(batch, KEY, np.arange(2), kinds.condition(config))['references']
+    for ours, theirs in zip(rows, made, strict=True):
+        assert ours.shape == (3, 16, 16, 3)
+        np.testing.assert_allclose(ours[:2], theirs, atol=1e-5)
+        np.testing.assert_array_equal(ours[2], ours[0])
+    either = config_of('edges+grayscale+edges|references')
+    refused(
+        'learned edges+grayscale+edges and references; say which it is with kind=', _several, either
+    )
+    rows = photographs.reference_rows(either, [[PHOTO]], 1, kind='references')
+    assert rows[0].shape == (1, 16, 16, 3)
+
+
+def _several(config):
+    return photographs.reference_rows(config, [[PHOTO]], 1)
 
 
 # As condition images
