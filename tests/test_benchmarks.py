@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from shell import ROOT, TINY, run
 
-from benchmarks import degradations, digits_text, measure, sample, step
+from benchmarks import degradations, digits_text, measure, one_shot, same_hand, sample, step
 from benchmarks.sample import passes
 from configs import uncond
+from jit_jax import data
 from jit_jax.commands import command_line
 from jit_jax.data import digit_captions
 from jit_jax.diffusion.generate import Settings
@@ -234,3 +235,26 @@ def test_what_is_asked_of_a_model_of_captions(capsys):
     digits_text.print_shares(right)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '| English | 20 | 50.0% |' and lines[-1] == f'| all | {2 * rows} | 50.0% |'
+
+
+def test_the_nearest_reference_tells_characters_apart():
+    """Real drawings do far better than chance, copies are right and share all ink, noise is not."""
+    source = data.open_source('omniglot', split='test', image_size=32, channels=1)
+    real, references = one_shot.examples(source, 1)
+    assert real.shape == (1, 27, 32, 32, 1) and references.shape == (1, 27, 2, 32, 32, 1)
+    assert 0.5 < one_shot.right(real, references) < 1
+    assert one_shot.right(references[:, :, 1], references) == 1
+    assert one_shot.shared(references[:, :, 1], references) == 1
+    assert one_shot.shared(real, references) < 0.5
+    assert one_shot.right(np.roll(references[:, :, 0], 1, 1), references) == 0
+    one_shot.right(np.zeros_like(real), references)  # an empty picture is no reason to end
+
+
+def test_the_hand_of_the_nearest_digit():
+    real, labels, hands = same_hand.held_out_digits()
+    found = same_hand.nearest_hands(real, labels, real, labels, hands)
+    assert 0.6 < np.mean(found == hands) < 1  # itself aside
+    nudged = np.clip(real.astype(int) + 1, 0, 255).astype(np.uint8)
+    assert (same_hand.nearest_hands(nudged, labels, real, labels, hands) == hands).all()
+    other = same_hand.nearest_hands(nudged, (labels + 1) % 10, real, labels, hands)
+    assert np.mean(other == hands) < 1

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 from jit_jax.diffusion import references
 from jit_jax.model import sequence
 from jit_jax.output.charts import BLUE, INK, ORANGE
-from jit_jax.output.images import TEXT, cut, font
+from jit_jax.output.images import TEXT, cut
+from jit_jax.output.letters import font
 
 DEAD = '#d9dce1'
 CAPTION = (
@@ -39,9 +40,8 @@ def slots(conditioning: dict, model, rows: int = 4, names: Sequence[str] = ()) -
     for row, live in enumerate(valid):
         top = LINE + row * (STRIP_HIGH + GAP)
         name = names[row] if names else f'row {row + 1}'
-        draw.text(
-            (GAP, top + STRIP_HIGH / 2), cut(name, TEXT, LEFT - 2 * GAP), INK, font(TEXT), 'lm'
-        )
+        name, face = cut(name, TEXT, LEFT - 2 * GAP)
+        draw.text((GAP, top + STRIP_HIGH / 2), name, INK, face, 'lm')
         sheet.paste(Image.fromarray(_strip(live)), (LEFT, top))
     for row, live in enumerate(valid[:2]):
         left = LEFT + row * (SQUARE + 4 * GAP)

@@ -1,16 +1,14 @@
 """Images as people see them: uint8, labelled grids, PNG."""
 
-import importlib.util
 import io
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jit_jax.output.charts import INK
 from jit_jax.output.files import write_whole
+from jit_jax.output.letters import font, font_for
 
 TILE = 96  # pixels along the short side of an image in a grid, at least
 MARGIN, GAP, GROUP_GAP = 6, 4, 18  # of white: around a grid, between images, between groups
@@ -96,38 +94,32 @@ def _write_labels(sheet: Image.Image, place: Places, heads, rows, captions) -> N
     draw.fontmode = 'L'
     for j in range(place.columns * place.images if heads else 0):
         left, _ = place.image(j // place.images, j % place.images)
-        word = cut(heads[j % len(heads)], place.text, place.wide)
+        word, face = cut(heads[j % len(heads)], place.text, place.wide)
         middle = left + place.wide / 2
-        draw.text((middle, place.top - place.text // 3), word, INK, font(place.text), 'md')
+        draw.text((middle, place.top - place.text // 3), word, INK, face, 'md')
     for row, word in enumerate(rows):
         _, top = place.group(row * place.columns)
         draw.text((MARGIN, top + place.high / 2), word, INK, font(place.text), 'lm')
     for i, text in enumerate(captions):
         left, top = place.group(i)
         middle = top + place.high + place.line / 2
-        text = cut(text, place.text, place.group_wide)
-        draw.text((left, middle), text, INK, font(place.text), 'lm')
+        text, face = cut(text, place.text, place.group_wide)
+        draw.text((left, middle), text, INK, face, 'lm')
 
 
-def cut(text: str, size: int, width: int) -> str:
-    """As much of a text as fits into `width` pixels, with … where something is left out.
+def cut(text: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """As much of a text as fits into `width` pixels, with … where something is left out; and the
+    font to draw it with.
 
     What no font can draw, such as a line break, becomes a space.
     """
     text = ''.join(letter if letter.isprintable() else ' ' for letter in text)
-    if font(size).getlength(text) <= width:
-        return text
-    while text and font(size).getlength(f'{text}…') > width:
+    text, face = font_for(text, size)
+    if face.getlength(text) <= width:
+        return text, face
+    while text and face.getlength(f'{text}…') > width:
         text = text[:-1].rstrip()
-    return f'{text}…'
-
-
-@lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
-    (package,) = importlib.util.find_spec('matplotlib').submodule_search_locations
-    path = Path(package) / 'mpl-data/fonts/ttf/DejaVuSans.ttf'
-    return ImageFont.truetype(str(path), size)
+    return f'{text}…', face
 
 
 def save_png(path: str, image: np.ndarray) -> None:

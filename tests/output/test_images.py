@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jit_jax.output.images import Places, cut, enlarged, font, grid, save_png, to_uint8
+from jit_jax.output import letters
+from jit_jax.output.images import Places, cut, enlarged, grid, save_png, to_uint8
+from jit_jax.output.letters import font, font_for
 
 
 def test_to_uint8_inverts_the_scale_of_training():
@@ -79,11 +81,31 @@ def test_labels_stand_where_they_belong():
         assert sheet.min() == 255, labels
 
 
+def test_a_letter_that_no_font_has_is_spelled(monkeypatch):
+    """The fonts of this machine are asked first, and never are there empty boxes."""
+    assert font_for('sıfır zéro семь', 13) == ('sıfır zéro семь', font(13))
+    serif = letters._dejavu().replace('Sans', 'Serif')
+    assert letters.system_fonts() and not any(
+        'LastResort' in name for name in letters.system_fonts()
+    )
+    for fonts, expected in (([], ('a U+4E03 7', 'Sans')), ([serif], ('a U+4E03 7', 'Sans'))):
+        monkeypatch.setattr(letters, 'system_fonts', lambda fonts=fonts: fonts)
+        letters._font_with.cache_clear()
+        text, face = font_for('a七7', 13)
+        assert (text, face.getname()[0].split()[-1]) == expected
+    text, face = font_for('a ˯', 13)  # which only the other has
+    assert text == 'a ˯' and face.getname()[0] == 'DejaVu Serif'
+    letters._font_with.cache_clear()
+    white = np.full((1, 96, 96, 3), 255, np.uint8)
+    shown = [grid(white, 1, captions=[caption]) for caption in ('七', 'U+4E03')]
+    np.testing.assert_array_equal(*shown)
+
+
 @given(st.text(max_size=40), st.integers(30, 200))
 def test_a_label_that_is_too_long_is_cut(text, width):
-    short = cut(text, 13, width)
-    assert font(13).getlength(short) <= max(width, font(13).getlength('…'))
-    drawn = ''.join(letter if letter.isprintable() else ' ' for letter in text)
+    short, face = cut(text, 13, width)
+    assert face.getlength(short) <= max(width, face.getlength('…'))
+    drawn, _ = font_for(''.join(letter if letter.isprintable() else ' ' for letter in text), 13)
     assert short == drawn or (short.endswith('…') and drawn.startswith(short[:-1]))
 
 
