@@ -12,19 +12,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
 from jit_jax.model import attention
-from jit_jax.model.layers import Linear, RMSNorm, product, row_major, swiglu, xavier
+from jit_jax.model.layers import PRODUCT, Linear, RMSNorm, product, row_major, swiglu, xavier
 from jit_jax.model.sharding import by_rows, split_by_tensor
 from jit_jax.model.sizes import hidden_width
 
 # What a block can keep for its backward pass, by name, and the bytes of a slot in units of the
 # width. Each is rounded to the model's dtype, or is the residual stream itself; what lies between
-# them, in float32, is cheap and is computed again next to where it is used.
-PRODUCT = 'product'  # 3 + 1 + 16/3 + 1, of qkv, proj, w12 and w3
+# them, in float32, is cheap and is computed again next to where it is used. Of the products, which
+# are named in `layers.py`: 3 + 1 + 16/3 + 1, of qkv, proj, w12 and w3.
 STREAM = 'stream'  # 1, or 2 in float32: the stream between attention and SwiGLU
 HIDDEN = 'hidden'  # 8/3, of SwiGLU
+MASK = 'mask'  # 1/2 and 4/3, of dropout after attention and inside SwiGLU, in bytes
 REMAT = {
     'none': (PRODUCT, STREAM, HIDDEN, attention.KEPT),
-    'dots': (PRODUCT, attention.KEPT),
+    'dots': (PRODUCT, MASK, attention.KEPT),
     'full': (),
 }
 
@@ -55,7 +56,6 @@ class Block(nn.Module):
         """x [B, S, D], modulation [B or 1, 6, D], the layout of x's slots → [B, S, D]."""
         x = row_major(by_rows(x))
         B, S, D = x.shape
-        drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation[:, i] for i in range(6))
         F = hidden_width(D)
         # GPUs multiply 16-bit matrices in eights: XLA would pad every slot, not the weights.
@@ -63,19 +63,27 @@ class Block(nn.Module):
 
         h = RMSNorm(name='norm1')(x, shift1, scale1)
         h = Linear((3, self.heads, D // self.heads), dtype=self.dtype, name='qkv')(h)
-        q, k, v = jnp.unstack(checkpoint_name(h, PRODUCT), axis=2)  # each [B, S, H, K]
+        q, k, v = jnp.unstack(h, axis=2)  # each [B, S, H, K]
         q = attention.rotate(RMSNorm(name='q_norm')(q), layout.cos, layout.sin)
         k = attention.rotate(RMSNorm(name='k_norm')(k), layout.cos, layout.sin)
         h = attention.attend(q, k, v, layout)
         h = h.reshape(B, S, D)
         h = GatedLinear(D, self.dtype, name='proj')(h, gate1)
-        x = checkpoint_name(row_major(add(x, drop(h))), STREAM)
+        x = checkpoint_name(row_major(add(x, self._drop(h))), STREAM)
 
         h = RMSNorm(name='norm2')(x, shift2, scale2)
         h = Linear((2, F), padding=padding, dtype=self.dtype, name='w12')(h)
-        h = swiglu(checkpoint_name(h, PRODUCT))
-        h = checkpoint_name(drop(h).astype(self.dtype), HIDDEN)
+        h = swiglu(h)
+        h = checkpoint_name(self._drop(h).astype(self.dtype), HIDDEN)
         return add(x, GatedLinear(D, self.dtype, padding=padding, name='w3')(h, gate2))
+
+    def _drop(self, h) -> jax.Array:
+        """h with a share of `dropout` of its numbers zero, and the others larger by as much."""
+        if not self.dropout:
+            return h
+        kept = 1 - self.dropout
+        mask = jax.random.bernoulli(self.make_rng('dropout'), kept, h.shape)
+        return jnp.where(checkpoint_name(mask, MASK), h / kept, 0)
 
 
 class GatedLinear(nn.Module):

@@ -11,12 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero, linear_call
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 
 from jit_jax.model.sequence import GRID
 from jit_jax.model.sharding import BATCH, by_rows, platform, split_by_tensor
+
+PRODUCT = 'product'  # the name under which rematerialisation may keep what a product returns
 
 
 def xavier(key, shape, dtype=jnp.float32) -> jax.Array:
@@ -77,7 +80,8 @@ class Linear(nn.Module):
             # Flat matrices: on a CPU the gradient of a product in more dimensions takes 2.5 times
             # as long. A kernel whose features are split over devices has to keep its shape.
             kernel = kernel.reshape(D, -1)
-        y = product(x.astype(self.dtype).reshape(-1, D), kernel)
+        # Named before the bias, which costs nothing to add again where y is used.
+        y = checkpoint_name(product(x.astype(self.dtype).reshape(-1, D), kernel), PRODUCT)
         if self.use_bias:
             bias = pad_last(self.param('bias', initializers.zeros, self.features), self.padding)
             # In float32, so that the bias's gradient is summed over all rows in float32.
