@@ -137,6 +137,7 @@ def train(
     images: Sequence | None = None,
     labels: Sequence[int] | None = None,
     cond: Sequence | None = None,
+    captions: Sequence[str | Sequence[str]] | None = None,
     yes: bool = False,
     follow: Callable[[int], None] | None = None,
 ) -> None:
@@ -149,10 +150,11 @@ def train(
       config: what `get_config` of a config file returns, with any of its values changed.
       workdir: the run folder, made when it is not there.
       images: what to train on instead of config.data: N images, uint8 [N, H, W, C], a list of PIL
-        images, or one split of a Hugging Face data set, whose class labels are taken too. Every
-        20th is held out, as of a folder. To go on with the run, give the same ones.
+        images, or one split of a Hugging Face data set, whose class labels and captions are taken
+        too. Every 20th is held out, as of a folder. To go on with the run, give the same ones.
       labels: int [N], the classes of `images` from 0.
       cond: N condition images, as `images`, for config.condition.kind='pairs'.
+      captions: for each of `images` a caption or several, for config.condition.kind='text'.
       yes: start even what would take a CPU days.
       follow: called with the step after each line of metrics.
 
@@ -161,13 +163,17 @@ def train(
       anything is written.
     """
     from jit_jax import data, loop
+    from jit_jax.diffusion import conditions
     from jit_jax.errors import UserError
     from jit_jax.recipe import build
 
-    if images is None and (labels is not None or cond is not None):
-        raise UserError('labels and cond belong to images: give those as well.')
+    if images is None and any(one is not None for one in (labels, cond, captions)):
+        raise UserError('labels, cond and captions belong to images: give those as well.')
 
     memory = None
     if images is not None:
-        memory, config = data.in_memory(images, labels, cond), build.on_memory(config)
+        if captions is None and 'text' in conditions.kinds(config.condition.kind):
+            captions = data.captions_of(images)
+        memory = data.in_memory(images, labels, cond, captions=captions)
+        config = build.on_memory(config)
     loop.train(build.run(config, memory), workdir, yes=yes, follow=follow)

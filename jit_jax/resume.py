@@ -103,9 +103,9 @@ def refuse_other_images(workdir: str, there: dict, here: dict) -> None:
     contents = [config.get('data', {}).get('content') for config in (there, here)]
     if None not in contents and contents[0] != contents[1]:
         raise UserError(
-            f'{workdir} was trained on other images, labels or conditions than those given: give '
-            f'the same, or start from its weights with config.init_from={workdir} and another '
-            'folder.'
+            f'{workdir} was trained on other images, labels, conditions or captions than those '
+            f'given: give the same, or start from its weights with config.init_from={workdir} and '
+            'another folder.'
         )
 
 

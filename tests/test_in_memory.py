@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_the_same_images_and_no_others(config, workdir, capsy
     more.steps = 4
     changed = IMAGES.copy()
     changed[7, 7, 7, 0] ^= 1
-    with pytest.raises(UserError, match='trained on other images, labels or conditions'):
+    with pytest.raises(UserError, match='trained on other images, labels, conditions or captions'):
         jit_jax.train(more, str(workdir), images=changed, labels=LABELS)
     assert lines(workdir)[-1]['step'] == 2
     capsys.readouterr()
@@ -87,6 +87,6 @@ def test_pairs_need_conditions(tmp_path):
         jit_jax.train(config, str(tmp_path / 'run'), images=IMAGES)
     with pytest.raises(UserError, match='40 images and 3 condition images'):
         jit_jax.train(config, str(tmp_path / 'run'), images=IMAGES, cond=IMAGES[:3])
-    with pytest.raises(UserError, match='labels and cond belong to images'):
+    with pytest.raises(UserError, match='labels, cond and captions belong to images'):
         jit_jax.train(config, str(tmp_path / 'run'), labels=LABELS)
     assert not (tmp_path / 'run').exists()

@@ -11,6 +11,7 @@ from jit_jax.data.captions import (
     to_tokens,
 )
 from jit_jax.data.embeddings import Embeddings, read_encoder
+from jit_jax.data.hugging_face import captions_of
 from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.pairs import condition_names
 from jit_jax.data.palette import PALETTES
@@ -28,6 +29,7 @@ __all__ = [
     'InMemory',
     'Source',
     'absolute',
+    'captions_of',
     'center_crop',
     'condition_image',
     'condition_names',

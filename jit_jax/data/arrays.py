@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from jit_jax.data.captions import Captions
 from jit_jax.data.hugging_face import columns_of, is_data_set
 from jit_jax.data.listing import check_split, hold_out
 from jit_jax.data.records import Records, if_few, in_classes
@@ -25,6 +26,7 @@ class InMemory:
     labels: np.ndarray | None
     cond: Sequence | None
     classes: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...] | None = None
 
     @cached_property
     def content(self) -> str:
@@ -32,6 +34,8 @@ class InMemory:
         found = hashlib.blake2b(digest_size=16)
         for part in (self.images, self.cond, self.labels):
             found.update(b'none' if part is None else _digest(part))
+        if self.captions is not None:
+            found.update(repr(self.captions).encode())
         return found.hexdigest()
 
     def source(self, split: str, holdout: str, **options) -> Source:
@@ -61,9 +65,12 @@ class InMemory:
         def name(i):
             return f'image {chosen[i]} in memory'
 
-        return Records(
-            len(chosen), tuple(pictures), read, name, self.classes, summary, held_out=held_out
-        )
+        def said(i):
+            return self.captions[chosen[i]]
+
+        captions = None if self.captions is None else Captions(said)
+        names = tuple(pictures)
+        return Records(len(chosen), names, read, name, self.classes, summary, held_out, captions)
 
 
 def in_memory(
@@ -71,6 +78,7 @@ def in_memory(
     labels: Sequence[int] | None = None,
     cond: Sequence | None = None,
     classes: Sequence[str] = (),
+    captions: Sequence[str | Sequence[str]] | None = None,
 ) -> InMemory:
     """Checks images in memory and what belongs to them.
 
@@ -82,10 +90,11 @@ def in_memory(
       labels: N class numbers from 0; None for none, or for those of the data set.
       cond: N condition images, for pairs; cropped and scaled as `images` are.
       classes: the names of the labels in order; by default their numbers.
+      captions: for each image a caption, or several.
 
     Raises:
-      UserError: without images, for other numbers of labels or conditions than images, for images
-        that are none, and for labels that are no class numbers.
+      UserError: without images, for other numbers of labels, conditions or captions than images,
+        for images that are none, labels that are no class numbers, and captions that are no text.
     """
     if isinstance(images, dict):
         raise UserError(
@@ -104,13 +113,14 @@ def in_memory(
         images = images if isinstance(images, Sequence) else _Items(images)
     elif not isinstance(images, np.ndarray):
         images = np.asarray(images)
-    _check_counts(images, labels, cond)
+    _check_counts(images, labels, cond, captions)
     classes = tuple(classes)
     if labels is not None:
         labels, classes = _checked_labels(labels, classes)
     if isinstance(images, np.ndarray):  # others are read when needed
         picture(images[0])
-    return InMemory(images, labels, cond, classes)
+    said = None if captions is None else tuple(map(_checked_captions, captions))
+    return InMemory(images, labels, cond, classes, said)
 
 
 def from_arrays(
@@ -192,11 +202,26 @@ def _digest(part) -> bytes:
     return found.digest()
 
 
-def _check_counts(images, labels, cond) -> None:
-    """Refuses no images, and other numbers of labels or conditions than images."""
+def _checked_captions(said) -> tuple[str, ...]:
+    """The captions of an image. Raises UserError for what is no text."""
+    several = (said,) if isinstance(said, str) else tuple(said if _is_listed(said) else (None,))
+    if not all(isinstance(one, str) for one in several):
+        raise UserError(
+            f'captions has for each image a caption or a list of them; got {said!r}: write text.'
+        )
+    return several
+
+
+def _is_listed(said) -> bool:
+    return isinstance(said, Sequence | np.ndarray)
+
+
+def _check_counts(images, labels, cond, captions) -> None:
+    """Refuses no images, and other numbers of labels, conditions or captions than images."""
     if not len(images):
         raise UserError('There are no images in memory: give at least one.')
-    for what, values in (('labels', labels), ('condition images', cond)):
+    given = (('labels', labels), ('condition images', cond), ('captions', captions))
+    for what, values in given:
         if values is not None and len(values) != len(images):
             raise UserError(
                 f'There are {len(images)} images and {len(values)} {what}: give one for each image.'

@@ -80,7 +80,8 @@ def check_there(captions: Captions | None) -> None:
     if captions is None:
         raise UserError(
             'config.condition.kind with text needs captions: a "text" in each line of '
-            'metadata.jsonl, a name.txt beside each name.png, or a TFDS data set with a text.'
+            'metadata.jsonl, a name.txt beside each name.png, a TFDS data set with a text, or '
+            'jit_jax.train(…, captions=…).'
         )
 
 

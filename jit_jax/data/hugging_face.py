@@ -48,6 +48,18 @@ def columns_of(data_set) -> tuple[Column, list[int] | None, tuple[str, ...]]:
     return Column(data_set, image), plain[:][label], tuple(data_set.features[label].names)
 
 
+def captions_of(data_set) -> list | None:
+    """Its column called text, caption or captions: one of each image, or several; None without, and
+    where this is no data set.
+    """
+    if not is_data_set(data_set):
+        return None
+    for name in ('text', 'caption', 'captions'):
+        if name in data_set.column_names:
+            return data_set.select_columns(name).with_format(None)[:][name]
+    return None
+
+
 def _only(data_set, kind: str, name: str) -> str | None:
     """The column of a kind: the one called `name`, else the only one; None."""
     features = data_set.features or {}

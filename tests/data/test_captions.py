@@ -9,6 +9,7 @@ from pictures import batches, open_gray, refused, same, write
 from jit_jax import data
 from jit_jax.data import digit_captions
 from jit_jax.data.captions import with_caption
+from jit_jax.errors import UserError
 
 
 def said(row):
@@ -126,3 +127,21 @@ def test_what_is_said_of_digits():
         caption for n in range(9) for caption in digit_captions.captions(7, n) if 'or' in caption
     }
     assert len(seen) == 2 * 8  # with every other digit but 2, in both orders
+
+
+def test_captions_of_images_in_memory():
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    captions = ['one', ['two', 'zwei'], [], *['more'] * 17]
+    memory = data.in_memory(images, captions=captions)
+    source = memory.source('train', 'spread', image_size=8, channels=1, max_broken=0.01, tokens=64)
+    assert source.tokens == 8
+    assert [all_said(source[i]) for i in range(4)] == [['one'], ['two', 'zwei'], [''], ['more']]
+    other = data.in_memory(images, captions=['ONE', *captions[1:]])
+    assert len({memory.content, other.content, data.in_memory(images).content}) == 3
+    for wrong, sentence in (
+        (captions[:3], '20 images and 3 captions: give one for each'),
+        ([7] * 20, 'for each image a caption or a list of them; got 7'),
+        ([['a', None]] * 20, 'for each image a caption or a list'),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            data.in_memory(images, captions=wrong)

@@ -50,6 +50,9 @@ def test_images_and_labels_by_the_kinds_of_columns():
     np.testing.assert_array_equal(np.asarray(memory.images[3]), SQUARES[3])
     plain = data.in_memory(Stand_in({'image': feature('Image')}, image=PICTURES))
     assert plain.labels is None and plain.content != memory.content
+    said = Stand_in({'photo': feature('Image'), 'text': None}, photo=PICTURES, text=['a'] * 6)
+    assert data.captions_of(said) == ['a'] * 6
+    assert data.captions_of(labelled) is None and data.captions_of(PICTURES) is None
 
 
 def test_refused_data_sets():
