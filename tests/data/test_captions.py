@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from pictures import batches, open_gray, refused, same, write
 
+from configs import uncond
 from jit_jax import data
-from jit_jax.data import digit_captions
+from jit_jax.commands import embed
+from jit_jax.data import caption_files, digit_captions
 from jit_jax.data.captions import with_caption
 from jit_jax.errors import UserError
 
@@ -145,3 +147,25 @@ def test_captions_of_images_in_memory():
     ):
         with pytest.raises(UserError, match=sentence):
             data.in_memory(images, captions=wrong)
+
+
+def test_captions_for_a_text_model_are_all_that_are_there(tmp_path):
+    """Of both splits of a folder; of a metadata.jsonl or a text file without any image."""
+    folder = described(tmp_path / 'images')
+    captions = ['a line', 'a  bold\nline', 'zwölf', '七', '7', 'sept']
+    assert caption_files.read(folder) == captions
+    alone = tmp_path / 'metadata.jsonl'
+    alone.write_bytes((folder / 'metadata.jsonl').read_bytes())
+    assert caption_files.read(alone) == captions
+    (tmp_path / 'a.txt').write_bytes('zéro\n\nun'.encode())
+    assert caption_files.read(tmp_path / 'a.txt') == ['zéro', '', 'un']
+    (tmp_path / 'b.txt').write_bytes(b'\xff\xfe\x00')
+    config = uncond.get_config('folder_cpu')
+    config.data.path = str(folder)
+    assert list(embed.captions_of(config)) == captions
+    config.data.path = str(write(tmp_path / 'silent', {f'{i}.png': i for i in range(2)}))
+    for name, sentence in (('b.txt', 'cannot be read as text'), ('silent', 'holds no captions')):
+        with pytest.raises(UserError, match=f'{name} {sentence}'):
+            caption_files.read(tmp_path / name)
+    with pytest.raises(UserError, match='needs captions'):
+        list(embed.captions_of(config))
