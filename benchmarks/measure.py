@@ -23,6 +23,10 @@ CHANGES = {
     'bfloat16': {'compute.dtype': 'bfloat16'},
 } | {name: {'compute.attention': name} for name in ('xla', 'cudnn', 'splash')}
 
+# Of square matrices, for the ceiling, by JAX's backend: sizes, and how many follow each other.
+PRODUCTS = {'cpu': ((1024, 2048), 2), 'gpu': ((4096, 8192, 16384), 16)}
+PRODUCTS['tpu'] = PRODUCTS['gpu']
+
 
 def define_flags(parser: command_line.Parser) -> None:
     """The flags of every benchmark."""
@@ -190,9 +194,7 @@ def ceiling(dtype: str) -> float:
     from jit_jax.model import sharding
 
     mesh = sharding.make_mesh((-1, 1, 1))
-    sizes, loops = (
-        ((1024, 2048), 2) if jax.default_backend() == 'cpu' else ((4096, 8192, 16384), 16)
-    )
+    sizes, loops = PRODUCTS[jax.default_backend()]
 
     def matrix(rows, n, place):
         # Random, as a chip draws less power, and runs faster, on numbers that are all alike.

@@ -5,6 +5,7 @@ import textwrap
 import time
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from shell import ROOT, TINY, run
@@ -91,12 +92,15 @@ def printed(monkeypatch, capsys):
     """A benchmark in this process, on its eight devices: (module, flags) → what it prints."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+    monkeypatch.setitem(measure.PRODUCTS, 'cpu', ((64, 128), 2))
+    cached = jax.config.jax_enable_compilation_cache
 
     def call(module, *flags: str) -> str:
         command_line.run(module, [f'--variant={TINY}', '--batch=8', '--rounds=2', *flags], 'here')
         return capsys.readouterr().out
 
-    return call
+    yield call
+    jax.config.update('jax_enable_compilation_cache', cached)
 
 
 def test_step(printed):
