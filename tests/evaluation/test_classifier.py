@@ -47,6 +47,15 @@ def test_judges_need_a_few_classes_with_images_enough():
     assert not judges.fits(np.zeros(20, int)) and not judges.fits(np.arange(400) // 5)
 
 
+def test_pairs_are_coupled_into_the_probabilities_that_they_came_from():
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 5)
+    wins = p[:, :, None] / (p[:, :, None] + p[:, None])
+    wins[:, range(4), range(4)] = 0
+    np.testing.assert_allclose(judges.coupled(wins), p, atol=1e-9)
+    undecided = np.full((1, 3, 3), 0.5) * (1 - np.eye(3))
+    np.testing.assert_allclose(judges.coupled(undecided), np.full((1, 3), 1 / 3))
+
+
 def test_judges_see_the_means_of_squares():
     images = np.zeros((1, 16, 32, 3), np.uint8)
     images[0, 2:4, 4:8] = 255, 0, 0
