@@ -272,17 +272,20 @@ CLASSIFIERS = {}  # by the number of training images: that of the digits is the 
 
 @pytest.fixture
 def one_classifier(monkeypatch):
-    """The classifier is trained once for all tests."""
-    from jit_jax.evaluation import classifier
+    """The classifier and the judges are trained once for all tests."""
+    from jit_jax.evaluation import classifier, judges
 
-    make = classifier.Classifier
+    def once(make):
+        def known(images, labels):
+            key = make.__name__, len(images)
+            if key not in CLASSIFIERS:
+                CLASSIFIERS[key] = make(images, labels)
+            return CLASSIFIERS[key]
 
-    def known(images, labels):
-        if len(images) not in CLASSIFIERS:
-            CLASSIFIERS[len(images)] = make(images, labels)
-        return CLASSIFIERS[len(images)]
+        return known
 
-    monkeypatch.setattr(classifier, 'Classifier', known)
+    monkeypatch.setattr(classifier, 'Classifier', once(classifier.Classifier))
+    monkeypatch.setattr(judges, 'Judges', once(judges.Judges))
 
 
 @pytest.fixture
