@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jit_jax.configs import uncond
 from jit_jax.data.captions import VOCABULARY
 from jit_jax.diffusion.guidance import GUIDANCE
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
@@ -35,7 +35,9 @@ for _name, _what in uncond.PRESETS.items():
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
-        raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+        there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
+        near = did_you_mean(preset, PRESETS)
+        raise UserError(f'{there}; {near}' if near else f'{there}.')
     own = {'digits_text': digits_text, 'handwriting': handwriting, 'omniglot': omniglot}
     if preset in own:
         return own[preset]()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 from jit_jax.hardware.compiler import CACHE
 
 IMAGENET_TRAIN = 1_281_167  # images
@@ -31,7 +31,9 @@ for _side, _patch in ((256, 16), (512, 32)):
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
-        raise UserError(f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}.')
+        there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
+        near = did_you_mean(preset, PRESETS)
+        raise UserError(f'{there}; {near}' if near else f'{there}.')
     recipes = {'digits': digits, 'folder': folder, 'folder_cpu': folder_cpu}
     recipe = recipes[preset] if preset in recipes else imagenet
     return recipe(preset)

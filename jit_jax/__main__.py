@@ -1,11 +1,11 @@
 """`jit-jax COMMAND`, or `python -m jit_jax COMMAND`; without a command, a list of them."""
 
-import difflib
 import importlib
 import sys
 
 import jit_jax
 from jit_jax.commands import environment
+from jit_jax.errors import did_you_mean
 
 COMMANDS = {
     'train': 'pre-train without a condition, or fine-tune with one',
@@ -66,8 +66,7 @@ def overview() -> str:
 
 def suggestion(name: str) -> str:
     """What to type instead of a command that is not there."""
-    near = difflib.get_close_matches(name, COMMANDS, 1)
-    return f'did you mean {near[0]}?' if near else 'jit-jax without a command lists them.'
+    return did_you_mean(name, COMMANDS, 'jit-jax without a command lists them.')
 
 
 if __name__ == '__main__':

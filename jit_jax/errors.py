@@ -1,5 +1,8 @@
 """The one kind of error that a user can cause and mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """What cannot be done as asked; the message is one sentence that names the fix.
@@ -7,3 +10,9 @@ class UserError(ValueError):
     A command ends with that sentence and exit code 1. Every other exception is a bug of ours and
     keeps its traceback.
     """
+
+
+def did_you_mean(word: str, names: Iterable[str], otherwise: str = '') -> str:
+    """'did you mean X?', X the name that looks most like the word; `otherwise` where none does."""
+    near = difflib.get_close_matches(word, list(names), 1)
+    return f'did you mean {near[0]}?' if near else otherwise

@@ -6,7 +6,7 @@ sentence and exit code 1.
 
 import argparse
 import ast
-import difflib
+import logging
 import math
 import os
 import re
@@ -14,16 +14,23 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from jit_jax import configs
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 
 CONFIG_KEYS = """\
 Every key of the config is a flag too, such as --config.batch_size=16 or --config.mesh='(1,-1,1)';
 the keys and what they mean are in docs/configuration.md and in the comments of configs/uncond.py.
 `jit-jax train --list` has the presets."""
+
+WANTED = {  # what a value must be, by how Python complains of it
+    'invalid literal for int': 'a whole number',
+    'could not convert string to float': 'a number',
+    r"\('Non-boolean argument": 'true or false',
+}
 
 
 def run(command: ModuleType, words: list[str], program: str) -> None:
@@ -32,13 +39,22 @@ def run(command: ModuleType, words: list[str], program: str) -> None:
     A UserError ends the process with its sentence and exit code 1; every other exception keeps its
     traceback.
     """
-    logging.use_absl_handler()  # libraries warn in one line, and what they merely tell is left out
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Notices) for handler in root.handlers):
+        root.addHandler(_Notices(logging.WARNING))  # what libraries merely tell is left out
     try:
         parser = Parser(command, program)
         command.main(parser.parse(words))
     except UserError as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(1)
+
+
+class _Notices(logging.Handler):
+    """Warnings as ordinary lines, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,7 +96,7 @@ class Parser(argparse.ArgumentParser):
             if '=' not in overrides[-1] and rest and not rest[0].startswith('--'):
                 overrides.append(rest.pop(0))  # --config.steps 5
         if rest:
-            raise UserError(self._stray(rest[0]))
+            raise UserError(self._stray(rest[0], args))
         if self.takes_config:
             args.config, args.config_name = self._config(args.config, overrides)
         if getattr(args, 'module', None):
@@ -95,13 +111,20 @@ class Parser(argparse.ArgumentParser):
         """argparse's own complaint: 'argument --num: expected one argument'."""
         raise UserError(f'{message.removeprefix("argument ").rstrip(".")}.')
 
-    def _stray(self, word: str) -> str:
+    def _stray(self, word: str, args: argparse.Namespace) -> str:
         if not word.startswith('-'):
             return f'{word!r} is not a flag; write --name=value.'
-        name = word.partition('=')[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, 1)
-        hint = f'did you mean {near[0]}?' if near else 'see --help.'
-        return f'There is no flag {name}; {hint}'
+        flag = word.partition('=')[0]
+        keys = []
+        if self.takes_config:  # --steps for --config.steps
+            config = read_config(args.config or packaged_configs()[0], [])
+            wanted = flag.lstrip('-').removeprefix('config.')
+            keys = [key for key in keys_of(config) if f'.{key}'.endswith(f'.{wanted}')]
+        if keys:
+            hint = f'did you mean --config.{min(keys, key=len)}?'
+        else:
+            hint = did_you_mean(flag, self._option_string_actions, 'see --help.')
+        return f'There is no flag {flag}; {hint}'
 
     def _config(self, named: str | None, overrides: list[str]) -> tuple[ConfigDict | None, str]:
         if named is not None:
@@ -188,9 +211,11 @@ def config_path(path: str) -> str:
     ours = path in (name, f'{name}.py', f'configs/{name}.py', f'configs/{name}')
     if ours and name in packaged_configs():
         return packaged
+    known = packaged_configs()
+    near = did_you_mean(name, known)
     raise UserError(
-        f'There is no {path}; --config names one of {", ".join(packaged_configs())} or a file '
-        f'such as configs/uncond.py, with :preset after it.'
+        f'There is no {path}; --config names one of {", ".join(known)} or a file such as '
+        f'configs/uncond.py, with :preset after it{"; " if near else "."}{near}'
     )
 
 
@@ -237,12 +262,25 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
     except flags.Error as error:
         # What a config file raised itself is the last line of a traceback.
         words = str(error).strip().rpartition('Error: ')[2]
-        raise UserError(f'{words.rstrip(".")}.') from error
+        raise UserError(
+            _wrong_value(words) or f'{words.rstrip(".")}.'.replace('?.', '?')
+        ) from error
     if stray:
         raise UserError(f'{stray[0]!r} is not a flag; write --name=value.')
     if not isinstance(values.config, ConfigDict):
         raise UserError(f'get_config of {file} must return a ConfigDict; got {values.config!r}.')
     return values.config
+
+
+def keys_of(config: ConfigDict, before: str = '') -> list[str]:
+    """Every key of a config with those of its sections: 'steps', 'data.path' …"""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            found += keys_of(value, f'{before}{key}.')
+        else:
+            found.append(f'{before}{key}')
+    return found
 
 
 def _check_python(file: str) -> None:
@@ -259,6 +297,17 @@ def _check_python(file: str) -> None:
         raise UserError(
             f'{file} has no get_config; write one that returns a config, as configs/uncond.py has.'
         )
+
+
+def _wrong_value(words: str) -> str:
+    """absl's 'flag --config.steps=abc: invalid literal …' in plain words; '' where it is no such
+    thing.
+    """
+    for complaint, wanted in WANTED.items():
+        found = re.fullmatch(rf'flag (--\S+?)=(.*): {complaint}.*', words)
+        if found:
+            return f'{found[1]} must be {wanted}; got {found[2]!r}.'
+    return ''
 
 
 def _no_such_key(text: str) -> str:

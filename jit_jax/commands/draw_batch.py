@@ -11,7 +11,9 @@ For each image as it is after cropping: its condition, the noise of the first st
 
 import argparse
 import contextlib
-import dataclasses
+import math
+
+import numpy as np
 
 from jit_jax import data, loop
 from jit_jax.commands import command_line
@@ -56,8 +58,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def first_rows(run: build.Run, rows: int) -> dict:
-    """The first rows that the run will train on: the same ones for any size of a batch."""
-    config = run.config.copy_and_resolve_references()
-    config.batch_size = rows
-    with contextlib.closing(loop.open_batches(dataclasses.replace(run, config=config), 0)) as rows:
-        return next(rows)
+    """The first rows that the run will train on, whatever the size of its batch."""
+    with contextlib.closing(loop.open_batches(run, 0)) as batches:
+        parts = [next(batches) for _ in range(math.ceil(rows / run.config.batch_size))]
+    return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}

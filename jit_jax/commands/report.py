@@ -17,6 +17,7 @@ from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
 from jit_jax.recipe.kinds import import_own
 from jit_jax.training.older_configs import parse_config
+from jit_jax.training.weights import check_exists
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -32,15 +33,16 @@ def main(args: argparse.Namespace) -> None:
         raise UserError('report needs a run folder, for example jit-jax report runs/uncond.')
     configs = [read_config(run) for run in runs]
     if len(runs) > 1:
-        print(comparison.write(runs, configs, args.out))
+        print(f'{comparison.write(runs, configs, args.out)} compares {len(runs)} runs.')
         return
     train, test = open_images(configs[0])
-    print(page.write(runs[0], configs[0], train, test))
+    print(f'{page.write(runs[0], configs[0], train, test)} shows {runs[0]}.')
 
 
 def read_config(workdir: str) -> dict:
     """The config.json of a run folder. Raises UserError where it has none that can be read."""
     path = epath.Path(workdir) / 'config.json'
+    check_exists(path.parent)
     try:
         config = parse_config(path.read_text())
     except OSError as error:

@@ -54,7 +54,7 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise UserError(f"Reading {path} needs PyTorch: pip install 'jit_jax[torch]'.") from None
+        raise UserError(f'Reading {path} needs PyTorch: pip install torch.') from None
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
         return {name: tensor.numpy() for name, tensor in state.items()}

@@ -13,7 +13,7 @@ from functools import partial
 
 from jit_jax import trained
 from jit_jax.diffusion.generate import Settings
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 from jit_jax.evaluation import inception_scores
 from jit_jax.evaluation.classifier import ClassifierMetric
 from jit_jax.evaluation.image_parts import ImageParts
@@ -69,7 +69,9 @@ def check(config: dict, names: list[str], files: Files, num: int) -> None:
     """Raises UserError unless a run can be measured by these names with so many images."""
     for name in names:
         if name not in METRICS:
-            raise UserError(f'--metrics: {name!r} is not one of {", ".join(METRICS)}.')
+            near = did_you_mean(name, METRICS)
+            there = f'--metrics: {name!r} is not one of {", ".join(METRICS)}'
+            raise UserError(f'{there}; {near}' if near else f'{there}.')
     _check_data(config, names, files)
     _check_files(names, files)
     if 'truth' in names and not has_condition_image(config):

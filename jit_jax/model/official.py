@@ -63,6 +63,7 @@ POSITIONS = 'pos_embed'  # one official table [1, 256, D], two of ours: rows and
 
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 
+ZIP, PICKLE = b'PK', b'\x80'  # how a .pth of today begins, and an older one
 CHECKPOINT = {'params': 'model', 'ema1': 'model_ema1', 'ema2': 'model_ema2'}
 
 
@@ -210,13 +211,16 @@ def load_official(path) -> dict[str, dict[str, np.ndarray]]:
     released files are read, and nothing else is. Raises UserError.
     """
     safe = Path(path).suffix == '.safetensors'
-    library = extra('safetensors' if safe else 'torch')
     try:
-        open(path, 'rb').close()
+        with open(path, 'rb') as file:
+            begins = file.read(len(ZIP))
     except OSError as error:
         raise UserError(
             f'{path} cannot be read ({error.strerror}); name an official .pth or .safetensors.'
         ) from error
+    if not safe and not begins.startswith((ZIP, PICKLE)):
+        raise UserError(f'{path} is damaged, or no .pth; name an official .pth or .safetensors.')
+    library = extra('safetensors' if safe else 'torch')
     try:
         if safe:
             return {'params': read_safetensors(Path(path).read_bytes())}
@@ -276,7 +280,7 @@ def extra(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         raise UserError(
-            "Official files are read and written with PyTorch: pip install 'jit_jax[torch]'."
+            'Official files are read and written with PyTorch: pip install torch safetensors.'
         ) from None
 
 

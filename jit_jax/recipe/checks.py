@@ -3,7 +3,6 @@
 `check` raises UserError: one sentence that names the key and the fix.
 """
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from etils import epath
 from jit_jax import data
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.samplers import SAMPLERS
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
@@ -171,10 +170,10 @@ def _patches(config, option: dict) -> int:
 def _check_choice(key: str, value, allowed: tuple):
     if any(type(value) is type(one) and value == one for one in allowed):
         return
-    near = difflib.get_close_matches(str(value), [str(one) for one in allowed], 1)
-    hint = f', did you mean {near[0]}?' if near else '.'
-    names = ', '.join(str(one) for one in allowed)
-    raise UserError(f'config.{key} must be one of {names}; got {value!r}{hint}')
+    names = [str(one) for one in allowed]
+    near = did_you_mean(str(value), names)
+    hint = f', {near}' if near else '.'
+    raise UserError(f'config.{key} must be one of {", ".join(names)}; got {value!r}{hint}')
 
 
 def _check_count(key: str, value, low: int):

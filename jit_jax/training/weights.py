@@ -37,11 +37,12 @@ def read_weights(path, which: str | None = None) -> tuple[dict, dict, int]:
 def write_weights(workdir, config: dict, params: dict | None, ema: dict, step: int = 0) -> None:
     """Writes a run folder with weights and no optimiser, whole or not at all. `params` may be None.
 
-    Raises UserError when something is in the way.
+    Raises UserError when something is there already.
     """
     workdir = epath.Path(workdir)
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f'{workdir} is in the way; remove it or write somewhere else.')
+        what = 'is a run folder' if (workdir / 'config.json').exists() else 'is in the way'
+        raise UserError(f'{workdir} {what} and is not overwritten; write somewhere else.')
     staging = workdir.parent / f'{workdir.name}{PARTIAL}'
     if staging.exists():
         staging.rmtree()
@@ -83,9 +84,15 @@ def _newest_intact(path: epath.Path, which: str | None) -> tuple[epath.Path, str
         except Damaged as error:
             problem = f'; {folder.name}: {error}'
             logging.warning('%s is passed over: %s.', folder, error)
+    check_exists(path)
+    wanted = 'give a run folder, a step folder or an export'
+    raise UserError(f'{path} holds no intact checkpoint{problem}; {wanted}.')
+
+
+def check_exists(path: epath.Path) -> None:
+    """Raises UserError, which names what is there instead, where there is no such path."""
     if path.exists():
-        wanted = 'give a run folder, a step folder or an export'
-        raise UserError(f'{path} holds no intact checkpoint{problem}; {wanted}.')
+        return
     near = next(parent for parent in path.parents if parent.exists())
     there = listed(child.name for child in near.iterdir())
     raise UserError(f'{path} does not exist; {near} holds {there}.')

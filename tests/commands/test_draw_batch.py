@@ -28,6 +28,8 @@ def test_a_picture_and_what_was_found(photos, command, monkeypatch, tmp_path):
     words = ['--config=cond:folder_cpu', f'--config.data.path={photos}', '--num=3']
     code, out, err = command('preview', *words, '--config.condition.kind=inpaint')
     assert code == 0, err
+    assert err.count('A batch of') == 1, err
+    assert 'A batch of 8 shows each of the 5 training images about 1.6 times' in err
     assert out.splitlines() == [
         f'{photos}: 5 images for training, 3 held out (in test/); ignored: 2 in val/; fewer than '
         '100 images are soon learned by heart.',

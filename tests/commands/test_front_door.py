@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 from shell import ROOT
 
@@ -176,6 +177,24 @@ def test_only_what_a_user_can_cause_becomes_a_sentence(capsys):
         Command.error = mistake
         with pytest.raises(kind):
             command_line.run(Command, [], 'jit-jax fail')
+
+
+def test_notices_are_ordinary_lines(capsys):
+    class Command:
+        """Warns.\n\nexamples: none"""
+
+        @staticmethod
+        def define_flags(parser):
+            pass
+
+        @staticmethod
+        def main(args):
+            absl.logging.warning('Skipping %s.', 'a.png')
+            absl.logging.info('nothing')
+
+    for _ in range(2):
+        command_line.run(Command, [], 'jit-jax warn')
+        assert capsys.readouterr().err == 'Skipping a.png.\n'
 
 
 def test_the_verbs_are_functions_that_no_module_hides():

@@ -131,20 +131,28 @@ FROM = [
     ('evaluate --workdir={own}', 'config.condition.module: nothere cannot be imported (No module'),
     ('train --config=uncond --import=nothere', '--import: nothere cannot be imported (No module'),
 ]
+REPORT = [
+    ('report {here}/nowhere', 'nowhere does not exist; {here} holds'),
+    ('report {here}/bare', '/bare/config.json cannot be read (No such file or directory)'),
+    ('evaluate --workdir={labels} --metrics=classifer', 'denoising; did you mean classifier?'),
+]
 EXPORT = [
     ('export', '--workdir says which run to export'),
     ('export --workdir={none}', '--out says where to'),
     ('export --workdir={here}/nowhere --out=a.safetensors', 'nowhere does not exist'),
     ('export --workdir={none} --out=a --ema=ema7', "no weights 'ema7'"),
     ('export --workdir={none} --out={file}/a.safetensors', '--out: {file}/a.safetensors cannot be'),
-    ('export --workdir={none} --out={hole} --ema=params', 'is in the way'),
+    ('export --workdir={none} --out={hole} --ema=params', '{hole} is a run folder and is not over'),
+    ('export --workdir={none} --out={here} --ema=params', '{here} is in the way and is not over'),
     ('export --workdir={none} --out=/proc/a --ema=params', '/proc/a cannot be written'),
     ('export --workdir={none} --out=a stray', "'stray' is not a flag"),
 ]
 CONVERT = [
     ('convert', 'the following arguments are required: source, destination'),
     ('convert {here}/nowhere.pth {here}/new', 'nowhere.pth cannot be read (No such file'),
-    ('convert {file} {here}/new', 'is damaged, or holds something else'),
+    ('convert {file} {here}/new', 'file is damaged, or no .pth; name an official .pth or'),
+    ('convert {px16} {here}/new', '16.png is damaged, or no .pth; name an official .pth or'),
+    ('convert {torn} {here}/new', 'is damaged, or holds something else'),
     ('convert {file} {none}', 'exists and is not overwritten; name another destination'),
     ('convert {none} {here}/new.bin', 'A run folder becomes a .pth, or a folder of diffusers'),
     ('convert {here} {here}/new.pth', '{here}'),
@@ -174,6 +182,16 @@ TRAIN = [
     ('train --config={here}/import.py', "import.py cannot be imported (No module named 'nothere')"),
     ('train --config={here}/none.py', 'none.py must return a ConfigDict; got 1'),
     ('train --config=uncond:pairs', "There is no preset 'pairs'; this file has digits, folder"),
+    ('train --config=uncond:folder_gpu', 'imagenet512_g32; did you mean folder_cpu?'),
+    ('train --config=uncon', 'with :preset after it; did you mean uncond?'),
+    ('train --config=uncond --steps=3', 'no flag --steps; did you mean --config.steps?'),
+    ('train --steps=3', 'no flag --steps; did you mean --config.steps?'),
+    ('train --config=uncond --path=x', 'no flag --path; did you mean --config.data.path?'),
+    (
+        'train --config=uncond --config.steps=1e3',
+        "--config.steps must be a whole number; got '1e3'",
+    ),
+    ('train --config=uncond --config.data.flip=maybe', "flip must be true or false; got 'maybe'"),
     ('train --config=uncond --config.model=3', 'config.model'),
     ('train --config=uncond --config.steps', 'config.steps'),
 ]
@@ -223,13 +241,15 @@ def places(tmp_path_factory, params):
     for name, content in (('cut', whole[: len(whole) // 2]), ('empty', b'')):
         found[name] = here / f'{name}.npz'
         found[name].write_bytes(content)
+    found['torn'] = here / 'torn.pth'
+    found['torn'].write_bytes(b'PK and no more')
     found['array'] = here / 'array.npz'
     with open(found['array'], 'wb') as file:
         np.save(file, np.zeros(3))
     return found
 
 
-ROWS = [*SAMPLE, *FROM, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
+ROWS = [*SAMPLE, *FROM, *REPORT, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
 
 
 @pytest.mark.parametrize('line, sentence', ROWS, ids=[line for line, _ in ROWS])

@@ -94,7 +94,7 @@ def test_write_weights_is_all_or_nothing(tmp_path, monkeypatch):
         and json.loads((tmp_path / 'run/config.json').read_text()) == CONFIG
     )
     assert read_weights(tmp_path / 'run', 'ema2')[2] == 7
-    with pytest.raises(UserError, match='run is in the way'):
+    with pytest.raises(UserError, match='run is a run folder and is not overwritten'):
         write_weights(tmp_path / 'run', CONFIG, tree, {})
 
 
