@@ -114,14 +114,15 @@ def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
     say_what_to_know(args, run, names)
     remembered = Remembered(os.path.join(args.workdir, 'evaluation.json'))
 
-    def cells(names: list[str], num: int) -> CellMeasure:
-        how = {'num': num, 'batch': args.batch, 'seed': args.seed, 'files': files}
+    def cells(names: list[str], num: int, tell: Callable | None = None) -> CellMeasure:
+        how = {'num': num, 'batch': args.batch, 'seed': args.seed, 'files': files, 'say': tell}
         return CellMeasure(run, remembered, names, **how)
 
     cell = Cell(emas[0], chosen_settings(args, run.model.settings))
     num = args.final_num if axes else args.num
+    say(f'Measuring {", ".join(names)} of {args.workdir}, step {run.model.step} …')
     # What the last cell needs is opened before a sweep, so that nothing is found wrong after it.
-    last = cells(names, num) if num else None
+    last = cells(names, num, say) if num else None
     if axes:
         swept = cells([swept_metric(names)], args.num)
         cell = Sweep(axes, cell, swept, say).run(progress_of(args.num))

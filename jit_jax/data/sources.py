@@ -197,6 +197,16 @@ class Source:
             self._report(index, error)
             return None
 
+    def sizes(self, index) -> dict[str, tuple[int, int]]:
+        """The width and height of each picture of example `index` before it is scaled; {} where it
+        is broken.
+        """
+        try:
+            encoded, _ = self._records.read(index)
+            return {name: preprocess.decode(image).size for name, image in encoded.items()}
+        except Exception:  # noqa: BLE001 - `load` tells of damage, in its own time
+            return {}
+
     def blank(self) -> dict[str, np.ndarray]:
         """Returns an example that shows nothing: gray, without a label."""
         shape = (self._image_size, self._image_size, self._channels)

@@ -80,17 +80,28 @@ def sample_grids(workdir: str) -> dict[int, np.ndarray]:
     return found
 
 
-def try_write(*args) -> str:
+def try_write(workdir: str, *args) -> str:
     """`write` for the end of a run, which it must not spoil.
 
     Returns a sentence for the person who watches.
     """
     try:
-        return f'Curves, samples and their nearest training images are in {write(*args)}'
+        return f'{contents(workdir)} {write(workdir, *args)}'
     except UserError as error:
         return f'The report could not be drawn: {error}'
     except Exception as error:  # noqa: BLE001 - whatever it is, the run is done and saved
         return f'The report could not be drawn: {error!r}.'
+
+
+def contents(workdir: str) -> str:
+    """What the page of a run shows so far, up to 'in' before its path."""
+    curves = families(os.path.join(workdir, 'metrics.jsonl'))
+    if sample_grids(workdir):
+        first = 'Curves, samples' if curves else 'Samples'
+        return f'{first} and their nearest training images are in'
+    if curves:
+        return 'Curves are in the report, and samples when the first are drawn:'
+    return 'The report has neither curves nor samples yet:'
 
 
 def _add_newest(page: Document, workdir: str, config: dict) -> None:

@@ -105,7 +105,8 @@ def _read_json(path: str) -> dict:
 class CellMeasure:
     """Measures cells of a run by some of METRICS, with a number of images that is the same for all.
 
-    Makes metrics and reads what they need, so raises UserError for what does not fit. Collective.
+    Makes metrics and reads what they need, so raises UserError for what does not fit. say: called
+    with a line as each part of a cell begins. Collective.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class CellMeasure:
         batch: int,
         seed: int,
         files: Files,
+        say: Callable[[str], None] | None = None,
     ):
         self.run, self.remembered, self.names = run, remembered, names
-        self.num, self.seed, self.files = num, seed, files
+        self.num, self.seed, self.files, self._say = num, seed, files, say
         data = {'train': run.train, 'test': run.test}
         how = {'num': num, 'batch': batch, 'seed': seed}
         self.parts = ImageParts(run.model, run.mesh, **how, test=run.test)
@@ -156,23 +158,30 @@ class CellMeasure:
         params = self.run.params(cell.ema)
         found = {}
         if self._measure.metrics:
+            self._begin(f'{self.num} images')
             found |= self._measure(params, cell.settings, self.folder(cell), progress)
         # A run that was never without its condition has no null branch to be guided by.
         guidable = self.run.model.config['condition'].get('drop') != 0
         if other_guidance and guidable and 'truth' in self.names:
-            found |= self._other_guidance(params, cell)
+            found |= self._other_guidance(params, cell, progress)
         if self._denoising:
+            self._begin('denoising of held-out images')
             found |= self._denoising(params)
         about = self._about(cell)
         entry = about | {name: round(value, 6) for name, value in found.items()}
         self.remembered.add(tag(about), entry)
         return entry
 
-    def _other_guidance(self, params, cell: Cell) -> dict[str, float]:
+    def _begin(self, part: str) -> None:
+        if self._say:
+            self._say(f'Now: {part} …')
+
+    def _other_guidance(self, params, cell: Cell, progress) -> dict[str, float]:
         guidance = GUIDED if cell.settings.guidance == 1 else 1.0
+        self._begin(f'{self.num} images with guidance {guidance}')
         other = Cell(cell.ema, dataclasses.replace(cell.settings, guidance=guidance))
         metric = next(m for m in self._measure.metrics if isinstance(m, TruthMetric))
-        found = Measure(self.parts, [metric])(params, other.settings, self.folder(other))
+        found = Measure(self.parts, [metric])(params, other.settings, self.folder(other), progress)
         return {f'{name}_guidance_{guidance}': found[name] for name in metric.scores}
 
     def _about(self, cell: Cell) -> dict:

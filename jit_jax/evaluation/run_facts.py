@@ -13,6 +13,7 @@ from jit_jax.output.jsonl import read_lines
 from jit_jax.output.log import HISTORY
 from jit_jax.output.progress import duration
 from jit_jax.recipe import build
+from jit_jax.training.storage import steps
 
 
 def facts(
@@ -32,8 +33,11 @@ def facts(
     if 'data' in config:
         found['images'] = _images(config['data'], train, test)
     lines = read_lines(_path(workdir, 'metrics.jsonl'))
+    broken = [line['broken_images'] for line in lines if 'broken_images' in line]
+    if broken and broken[-1]:
+        found['images'] += f'; {broken[-1]:.0f} could not be read'
     if lines:
-        found |= _progress(lines, config)
+        found |= _progress(lines, config, last_step(workdir, lines))
     sessions = history(workdir)
     for session in sessions:
         name = 'resumed' if session['step'] else 'begun'
@@ -46,6 +50,11 @@ def facts(
 def history(workdir: str) -> list[dict]:
     """The starts of a run: `step` that it went on from, `time` in seconds since 1970, `how`."""
     return read_lines(_path(workdir, HISTORY))
+
+
+def last_step(workdir: str, lines: list[dict]) -> int:
+    """The last step that a run saved or wrote a line for: a stop saves between two lines."""
+    return max([line['step'] for line in lines] + steps(epath.Path(workdir) / 'checkpoints'))
 
 
 def resumed_steps(workdir: str) -> list[int]:
@@ -98,8 +107,8 @@ def _images(section: dict, train: data.Source | None, test: data.Source | None) 
     return f'{len(train):,} of {where}, {len(test):,} held out'
 
 
-def _progress(lines: list[dict], config: dict) -> dict[str, str]:
-    step, batch = lines[-1]['step'], config['batch_size']
+def _progress(lines: list[dict], config: dict, step: int) -> dict[str, str]:
+    batch = config['batch_size']
     found = {'step': f'{step:,} of {config["steps"]:,}, batch {batch}: {step * batch:,} images'}
     seconds = training_seconds(lines, batch)
     if seconds:

@@ -1,4 +1,6 @@
-"""The line that a person reads while a run trains."""
+"""The lines that a person reads while a run trains."""
+
+COLUMNS = 3  # of what an evaluation found
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:
@@ -7,10 +9,20 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_left:
     return f'{at}  {shown(values)}  left {duration(seconds_left)}'
 
 
+def table(step: int, values: dict[str, float]) -> str:
+    """What an evaluation found after a step, in columns below a heading."""
+    cells = {name.removeprefix('evaluate/'): f'{value:.4g}' for name, value in values.items()}
+    widths = [max(map(len, texts)) for texts in (cells, cells.values())]
+    lines = [f'measured at step {step}:']
+    for i, (name, value) in enumerate(cells.items()):
+        if i % COLUMNS == 0:
+            lines.append('')
+        lines[-1] += f'  {name:{widths[0]}} {value:{widths[1]}}'
+    return '\n'.join(line.rstrip() for line in lines)
+
+
 def shown(values: dict[str, float]) -> str:
-    """The numbers of a training step that one watches; of other lines, such as an evaluation's,
-    all.
-    """
+    """The numbers of a training step that one watches."""
     parts = []
     if 'loss' in values:
         parts.append(f'loss {values["loss"]:<6.3g}')
@@ -18,7 +30,7 @@ def shown(values: dict[str, float]) -> str:
         parts.append(f'lr {values["learning_rate"]:.1e}')
     if 'images_per_second' in values:
         parts.append(f'{three_digits(values["images_per_second"]):>7} images/s')
-    return '  '.join(parts or [f'{name} {value:.4g}' for name, value in values.items()])
+    return '  '.join(parts)
 
 
 def three_digits(value: float) -> str:

@@ -65,6 +65,12 @@ def test_the_command_goes_on_where_it_was(command):
     said = command('--num=20')
     path = command.folder / 'evaluation.json'
     (entry,) = json.loads(path.read_text()).values()
+    begin = [line for line in said.splitlines() if line.endswith(' …')]
+    assert begin == [
+        f'Measuring classifier, denoising of {command.folder}, step 12 …',
+        'Now: 20 images …',
+        'Now: denoising of held-out images …',
+    ]
     assert {
         'readable',
         'classifier_distance',

@@ -37,9 +37,12 @@ def test_class_numbers_look_black_and_are_offered_colours(tmp_path):
     ]
 
 
-def test_the_range_of_conditions_is_said(tmp_path):
+def test_ordinary_pairs_need_no_remark_and_unequal_sizes_do(tmp_path):
     pairs(tmp_path, 200)
-    assert opened(tmp_path, 'pairs') == ['Condition images are from 0 to 200 of 255.']
+    assert opened(tmp_path, 'pairs') == []
+    write(tmp_path, {'cond/000.png': encode(np.full((20, 30), 200, np.uint8))})
+    (said,) = opened(tmp_path, 'pairs')
+    assert said.startswith('Condition images are 30×20 where their targets are 16×16: the middle')
 
 
 def film(rng, frames):

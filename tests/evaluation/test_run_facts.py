@@ -32,6 +32,13 @@ def test_facts_of_a_run_that_went_on(resumed):
     assert facts['resumed'].startswith('1970-01-01 01:00 UTC: Resuming run at step 4, with steps')
     assert facts['last line'] == '1970-01-01 02:00 UTC'
     assert run_facts.resumed_steps(resumed) == [4]
+    # Stopped again between two lines, with an image that could not be read.
+    os.makedirs(f'{resumed}/checkpoints/5')
+    with open(f'{resumed}/metrics.jsonl', 'a') as file:
+        file.write('{"step": 4, "broken_images": 2.0}\n')
+    facts = run_facts.facts(resumed, config)
+    assert facts['step'] == '5 of 2,200, batch 16: 80 images'
+    assert facts['images'].endswith('; 2 could not be read')
 
 
 def test_a_folder_that_tells_nothing_leaves_it_out(tmp_path):

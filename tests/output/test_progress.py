@@ -1,6 +1,6 @@
 """The line that a person reads."""
 
-from jit_jax.output.progress import duration, progress_line
+from jit_jax.output.progress import duration, progress_line, table
 
 
 def test_a_line_of_training():
@@ -26,10 +26,13 @@ def test_lines_are_aligned():
         assert a.index(word) == b.index(word)
 
 
-def test_a_line_of_an_evaluation_shows_all_of_it():
-    values = {'evaluate/psnr': 23.45678, 'evaluate/ssim': 0.7}
-    text = progress_line(100, 100, values, 0.0)
-    assert text == 'step 100/100  evaluate/psnr 23.46  evaluate/ssim 0.7  left 0 s'
+def test_an_evaluation_is_shown_in_columns():
+    values = {'evaluate/psnr': 23.45678, 'evaluate/ssim': 0.7, 'evaluate/v_loss_t0.2': 0.123456}
+    assert table(100, values | {'evaluate/fid': 9.0}).splitlines() == [
+        'measured at step 100:',
+        '  psnr        23.46   ssim        0.7     v_loss_t0.2 0.1235',
+        '  fid         9',
+    ]
 
 
 def test_durations_have_units():
