@@ -27,6 +27,8 @@ def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
                 family, member = _parts(name)
                 curve = found.setdefault(family, {}).setdefault(member, [])
                 curve.append((line['step'], value))
+    if len({value for _, value in found.get('broken_images', {}).get('', ())}) < 2:
+        found.pop('broken_images', None)  # a flat line says no more than its number
     return {name: curves for name, curves in found.items() if _any_not_zero(curves)}
 
 

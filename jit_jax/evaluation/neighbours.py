@@ -65,14 +65,21 @@ def _sentences(
     if held_out is not None:
         usual = distances(held_out, train).min(1)
         numbers += f', held-out images {_summary(usual)}'
-        verdict = (
-            f'{(least < usual.min()).sum()} of {len(least)} samples are closer to a training image '
-            f'than any of {len(held_out)} held-out images is. '
-        )
+        verdict = _verdict(int((least < usual.min()).sum()), len(least), len(held_out))
     return (
         f'{verdict}Distance to the nearest of {len(train)} training images, median (least): '
         f'{numbers}; root mean square of 255 levels at {SIDE}×{SIDE} pixels. '
         f'Sample | its three nearest, for the {shown} closest.'
+    )
+
+
+def _verdict(close: int, samples: int, held_out: int) -> str:
+    """By how many samples are closer than all held-out images: by chance, one in so many + 1 is."""
+    by_chance = samples / (held_out + 1)
+    word = 'No copies' if close <= by_chance else 'Perhaps copies'
+    return (
+        f'{word}: {close} of {samples} samples are closer to a training image than any of '
+        f'{held_out} held-out images is; by chance it would be {by_chance:.2g}. '
     )
 
 

@@ -120,6 +120,7 @@ def _add_curves(page: Document, workdir: str) -> None:
     found = families(os.path.join(workdir, 'metrics.jsonl'))
     if not found:
         return
+    once = {name: found.pop(name) for name in list(found) if _is_one_point(found[name])}
     marks = run_facts.resumed_steps(workdir)
     resumed = ' A dotted line stands where the run was resumed.' if marks else ''
     page.section(
@@ -132,6 +133,17 @@ def _add_curves(page: Document, workdir: str) -> None:
         picture = chart(name, curves, marks)
         page.picture(f'chart-{name.replace("/", "-")}', picture, width=WIDTH, kind='chart')
     page.end_row()
+    if once:
+        page.note('Measured once so far, which makes no curve:')
+        rows = []
+        for name, curves in once.items():
+            for member, ((step, value),) in curves.items():
+                rows.append([f'{name} {member}'.rstrip(), f'{value:.4g}', f'step {step:,}'])
+        page.table(rows)
+
+
+def _is_one_point(curves: dict[str, list]) -> bool:
+    return all(len(curve) == 1 for curve in curves.values())
 
 
 def _add_evaluation(page: Document, workdir: str) -> None:
@@ -178,7 +190,7 @@ def _add_neighbours(page: Document, workdir: str, train, test) -> None:
     if unseen is None:
         page.note('There is no held-out image that can be read, to compare with.')
     page.note(sentences)
-    page.picture('neighbours', rows, width=rows.shape[1])
+    page.picture('neighbours', rows, width=rows.shape[1], scrolls=True)
 
 
 def _readable(source: data.Source, count: int) -> np.ndarray | None:
@@ -195,7 +207,7 @@ def _add_mask(page: Document, config: dict, test) -> None:
     page.section('The 512 slots', CAPTION)
     names = held_out.kinds(config, ROWS, config['seed'] if 'seed' in config else 0)
     picture = slots(conditioning, build.network(config), ROWS, names)
-    page.picture('slots', picture, width=picture.shape[1])
+    page.picture('slots', picture, width=picture.shape[1], kind='chart', scrolls=True)
 
 
 def _conditioning(config: dict, test) -> dict | None:

@@ -32,6 +32,9 @@ class Preview:
         self.conditioning, self.truth = held_out.examples(
             run.config, rows, seed, run.test, or_blank=True
         )
+        self.order = np.arange(self.num)
+        if self.truth is not None:
+            self.order = by_condition(self.num, len(run.test))
         self.kinds = held_out.kinds(run.config, self.num, seed)
         self.said = held_out.captions(run.config, self.num, run.test)
         z = noise(jax.random.key(seed), 0, rows, run.model)
@@ -53,15 +56,25 @@ class Preview:
         images = self.generate(state.ema['ema1'], *self.inputs, how.guidance, how.interval)
         images = to_uint8(multihost_utils.process_allgather(images, tiled=True))
         images, conditioning, truth = jax.tree.map(
-            lambda x: x[: self.num], (images, self.conditioning, self.truth)
+            lambda x: x[self.order], (images, self.conditioning, self.truth)
         )
         classes = self.run.train.classes
-        how = {'kinds': self.kinds, 'said': self.said}
+        how = {'kinds': self._ordered(self.kinds), 'said': self._ordered(self.said)}
         picture = sheet(images, conditioning, truth, self.run.model, classes, **how)
         folder = os.path.join(self.workdir, 'samples')
         paths = [os.path.join(folder, name) for name in (f'{step:07d}.png', 'latest.png')]
         archives = {os.path.join(folder, LATEST): images}
         writer.images(step, 'samples', picture, *paths, archives=archives)
+
+    def _ordered(self, words: list[str]) -> list[str]:
+        return [words[i] for i in self.order] if words else []
+
+
+def by_condition(num: int, held_out: int) -> np.ndarray:
+    """The numbers below `num`, int [num], those of one held-out image side by side: row i shows
+    image i % held_out.
+    """
+    return np.argsort(np.arange(num) % held_out, kind='stable')
 
 
 def sheet(

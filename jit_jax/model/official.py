@@ -219,7 +219,7 @@ def load_official(path) -> dict[str, dict[str, np.ndarray]]:
             f'{path} cannot be read ({error.strerror}); name an official .pth or .safetensors.'
         ) from error
     if not safe and not begins.startswith((ZIP, PICKLE)):
-        raise UserError(f'{path} is damaged, or no .pth; name an official .pth or .safetensors.')
+        raise UserError(f'{path} is damaged, or holds something else than the official weights.')
     library = extra('safetensors' if safe else 'torch')
     try:
         if safe:

@@ -15,7 +15,6 @@ ROUND = (1, 2, 5, 10)  # between two ticks, times a power of ten
 
 # What the numbers of metrics.jsonl are, where the name does not say it: the name of the y axis.
 UNITS = {
-    'learning_rate': 'step size',
     'grad_norm': 'norm of the gradient',
     'images_per_second': 'images per second',
     'mfu': 'share of the peak rate',

@@ -32,6 +32,7 @@ img.squares { image-rendering: pixelated; }
 .stages { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 .pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
 .scroll { overflow-x: auto; }
+.scroll img { max-width: none; }
 table { border-collapse: collapse; font-size: 14px; }
 td, th { text-align: left; vertical-align: top; padding: .25em 1.2em .25em 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
@@ -66,18 +67,28 @@ class Document:
         self.parts.append('</div>')
 
     def picture(
-        self, name: str, image: np.ndarray, caption: str = '', *, width: int, kind: str = 'squares'
+        self,
+        name: str,
+        image: np.ndarray,
+        caption: str = '',
+        *,
+        width: int,
+        kind: str = 'squares',
+        scrolls: bool = False,
     ) -> None:
         """Adds a picture, uint8 [h, w, 3], `width` pixels wide where there is room.
 
         kind: 'squares', whose pixels stay squares; 'chart', which turns dark on a dark page.
+        scrolls: where there is less room, it scrolls in a box of its own and keeps its width, so
+        that its words can be read.
         """
         path = os.path.join(self.folder, f'{name}.png')
         save_png(path, image)
         content = base64.b64encode(epath.Path(path).read_bytes()).decode()
         below = f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''
+        figure = '<figure class="scroll">' if scrolls else '<figure>'
         self.parts.append(
-            f'<figure><img alt="{html.escape(name)}" class="{kind}" width="{width}" '
+            f'{figure}<img alt="{html.escape(name)}" class="{kind}" width="{width}" '
             f'src="data:image/png;base64,{content}">{below}</figure>'
         )
 

@@ -150,8 +150,8 @@ EXPORT = [
 CONVERT = [
     ('convert', 'the following arguments are required: source, destination'),
     ('convert {here}/nowhere.pth {here}/new', 'nowhere.pth cannot be read (No such file'),
-    ('convert {file} {here}/new', 'file is damaged, or no .pth; name an official .pth or'),
-    ('convert {px16} {here}/new', '16.png is damaged, or no .pth; name an official .pth or'),
+    ('convert {file} {here}/new', 'file is damaged, or holds something else'),
+    ('convert {px16} {here}/new', '16.png is damaged, or holds something else'),
     ('convert {torn} {here}/new', 'is damaged, or holds something else'),
     ('convert {file} {none}', 'exists and is not overwritten; name another destination'),
     ('convert {none} {here}/new.bin', 'A run folder becomes a .pth, or a folder of diffusers'),

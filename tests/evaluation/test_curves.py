@@ -21,6 +21,7 @@ def test_families_put_what_ends_in_a_number_on_one_chart(tmp_path):
                 'v_loss_t0.5': 0.5 * s,
                 'v_loss_t0.5_0.75': 0.5 * s,
                 'broken': 0,
+                'broken_images': 1,
                 'odd': float('nan'),
             }
             for s in (1, 2)

@@ -17,7 +17,10 @@ def test_copies_are_found_and_others_are_not():
         [image(3), train[7:8], np.clip(train[11:12].astype(int) + 1, 0, 255).astype(np.uint8)]
     )
     words, grid = neighbours.nearest(samples, train, held_out)
-    assert words.startswith('2 of 5 samples are closer to a training image') and '(0.0)' in words
+    assert words.startswith('Perhaps copies: 2 of 5 samples are closer to a training image')
+    assert 'by chance it would be 0.017.' in words and '(0.0)' in words
+    others, _ = neighbours.nearest(samples[:3], train, held_out)
+    assert others.startswith('No copies: 0 of 3 samples are closer')
     np.testing.assert_array_equal(grid[25:121:3, 6:102:3], train[7])  # the closest: the copy,
     np.testing.assert_array_equal(grid[25:121:3, 106:202:3], train[7])  # and what it is a copy of
     d = neighbours.distances(samples, train)

@@ -7,7 +7,7 @@ import pytest
 
 from jit_jax.diffusion.generate import Settings
 from jit_jax.evaluation import held_out
-from jit_jax.evaluation.preview import Preview, sheet, strip
+from jit_jax.evaluation.preview import Preview, by_condition, sheet, strip
 
 MIXED = 'inpaint|edges|class'
 
@@ -24,7 +24,8 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
 
     def generate(*arguments):
         asked.append(arguments)
-        return np.zeros((8, 16, 16, 3), np.float32)  # more than are shown, for the devices' sake
+        levels = np.arange(8, dtype=np.float32)[:, None, None, None] / 127.5
+        return levels * np.ones((16, 16, 3))  # more than are shown, for the devices' sake
 
     preview = SimpleNamespace(
         run=SimpleNamespace(
@@ -37,8 +38,10 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
         conditioning={},
         truth=None,
         num=4,
+        order=by_condition(4, 2),
         kinds=[],
         said=[],
+        _ordered=list,
         workdir=str(tmp_path),
     )
     state = SimpleNamespace(params='weights', ema={'ema1': 'average', 'ema2': 'other'})
@@ -57,7 +60,14 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
 
     ((path, exact),) = archived.items()
     assert path == f'{tmp_path}/samples/latest.npz'
-    np.testing.assert_array_equal(exact, np.full((4, 16, 16, 3), 128))
+    # Of four rows the first and third have one condition, and stand side by side.
+    expected = 128 + np.array([0, 2, 1, 3])[:, None, None, None] * np.ones((16, 16, 3))
+    np.testing.assert_array_equal(exact, expected)
+
+
+def test_a_grid_shows_more_conditions_than_there_are_side_by_side():
+    assert by_condition(7, 3).tolist() == [0, 3, 6, 1, 4, 2, 5]
+    assert by_condition(4, 36).tolist() == [0, 1, 2, 3]
 
 
 def test_classes_stand_below_their_images(holes):
