@@ -395,9 +395,8 @@ def test_on_a_gpu_the_blocks_run_one_by_one(tiny, params, conditioning, monkeypa
     z, whole = conditioning['z'], conditioning['whole']
 
     def draw(scan):
-        return partial(
-            generate.generate, model=tiny(scan=scan), d=D, sampler='euler', steps=2, t_eps=0.0
-        )
+        how = dict(model=tiny(scan=scan), d=D, sampler='euler', steps=2, t_eps=0.0)
+        return jax.jit(partial(generate.generate, **how))
 
     def loops(scan):
         return str(jax.make_jaxpr(draw(scan))(params, z, whole)).count('scan[')

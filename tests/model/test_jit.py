@@ -388,12 +388,12 @@ def seen(tiny, params, conditioning, monkeypatch, **changes):
     monkeypatch.setattr(attention, 'attend', attend_seen)
     monkeypatch.setattr(attention, 'rotation', rotation_seen)
 
+    @jax.jit
     def forward(params, z, t, conditioning):
-        return model.apply({'params': params}, z, t, **conditioning)
+        model.apply({'params': params}, z, t, **conditioning)
+        return masks, places
 
-    with jax.disable_jit(), jax.ensure_compile_time_eval():
-        forward(params, conditioning['z'], conditioning['t'], conditioning['several'])
-    return masks, places
+    return forward(params, conditioning['z'], conditioning['t'], conditioning['several'])
 
 
 def live_before_labels(conditioning):

@@ -28,6 +28,7 @@ def test_forward_mode_is_the_finite_difference(tiny, params, conditioning, compu
     direction = np.random.default_rng(0).standard_normal(z.shape).astype(np.float32)
     net = tiny(**compute)
 
+    @jax.jit
     def along(step, params):
         return net.apply({'params': params}, z + step * direction, t + step)
 
@@ -43,7 +44,7 @@ def test_forward_mode_is_the_finite_difference(tiny, params, conditioning, compu
     def size(params):
         return (derivative(params) ** 2).mean()
 
-    gradient = np.array(jax.grad(size)(params)['blocks']['w12']['kernel'])
+    gradient = np.array(jax.jit(jax.grad(size))(params)['blocks']['w12']['kernel'])
     place = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
 
     def moved(by: float) -> dict:
@@ -59,6 +60,7 @@ def test_forward_mode_is_the_finite_difference(tiny, params, conditioning, compu
 def test_weights_one_by_one_are_the_same_function(tiny, params, conditioning):
     z, t, whole, net = conditioning['z'], conditioning['t'], conditioning['whole'], tiny()
 
+    @jax.jit
     def apply(**more):
         return net.apply({'params': params}, z, t, **whole, **more)
 
