@@ -195,10 +195,27 @@ def env(tmp_path_factory):
     return env | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': XLA_FLAGS}
 
 
+def use_devices(patch, count: int) -> None:
+    """Lets JAX show so many of this process's devices."""
+    shown = jax.devices()[:count]
+    for name in ('devices', 'local_devices'):
+        patch.setattr(jax, name, lambda *_, **__: shown)
+    for name in ('device_count', 'local_device_count'):
+        patch.setattr(jax, name, lambda *_, **__: count)
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Runs of this file are of one device; a state on eight takes five times as long to save."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_devices(patch, 1)
+        yield
+
+
 @pytest.fixture(scope='session')
 def short_run(env):
-    """The first command's run, shortened, in this process: its programs are compiled once for all
-    tests.
+    """The first command's run, shortened, in this process and on one device: its programs are
+    compiled once for all tests.
     """
     from shell import config_of
 
@@ -206,7 +223,10 @@ def short_run(env):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
-        yield build.run(config_of())
+        with pytest.MonkeyPatch.context() as one:
+            use_devices(one, 1)
+            run = build.run(config_of())
+        yield run
 
 
 @pytest.fixture(scope='session')
@@ -334,12 +354,13 @@ def in_process(command, env, monkeypatch):
     """As `shell.run`, in this process: a folder and words, or those of `python train.py` → what was
     said.
 
-    code: the exit code that it must end with.
+    code: the exit code that it must end with. devices: how many of this process's it sees.
     """
 
-    def call(cwd, *words: str, code: int = 0) -> str:
+    def call(cwd, *words: str, code: int = 0, devices: int = 1) -> str:
         name, *flags = words
         with monkeypatch.context() as patch:
+            use_devices(patch, devices)
             patch.chdir(cwd)
             patch.setenv('TFDS_DATA_DIR', env['TFDS_DATA_DIR'])
             found, out, err = command('train' if name.endswith('train.py') else name, *flags)

@@ -144,7 +144,8 @@ def test_sample_writes_what_was_asked_for(finished, in_process):
 
 def test_one_device_equals_eight(finished, in_process, tmp_path):
     cwd, _ = finished
-    in_process(tmp_path, *FIRST, '--config.mesh=(2,2,2)', '--config.ema.memory=host')
+    mesh = ('--config.mesh=(2,2,2)', '--config.ema.memory=host')
+    in_process(tmp_path, *FIRST, *mesh, devices=8)
     one, eight = cwd / 'runs/uncond', tmp_path / 'runs/uncond'
     for line, other in zip(lines(one), lines(eight), strict=True):
         assert line['loss'] == pytest.approx(other['loss'], rel=1e-4)

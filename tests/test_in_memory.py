@@ -12,6 +12,7 @@ from configs import cond
 from jit_jax import loop
 from jit_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('one_device')
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 LABELS = np.arange(40) % 3
 

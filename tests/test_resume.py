@@ -19,6 +19,8 @@ from jit_jax.training.checkpoint import Checkpoints
 from jit_jax.training.config_differences import changed_keys
 from jit_jax.training.weights import read_weights
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def way_in(run, workdir):
     """The sentence that a start says, or would."""

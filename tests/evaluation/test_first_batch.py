@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -40,7 +41,8 @@ def test_kinds_are_those_that_made_the_conditions(run):
     """All three are there, and each row is shown under its own."""
     rows = first_rows(run, 30)
     key, _ = keys_at(jax.random.key(run.config.seed), 0)
-    told = jax.tree.map(np.asarray, draw(rows, key, run.recipe)['conditioning'])
+    drawn = jax.jit(partial(draw, recipe=run.recipe))(rows, key)
+    told = jax.tree.map(np.asarray, drawn['conditioning'])
     kinds = first_batch.kinds_of(run, key, 30)
     assert set(kinds) == set(MIXED.split('|'))
     for kind, valid, with_class in zip(kinds, told['cond_valid'], told['label_valid'], strict=True):
