@@ -93,7 +93,7 @@ def size_of_grid(groups: int, images: int, columns: int) -> tuple[int, int]:
 def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finished, in_process):
     cwd, _ = finished
     fine_tune = ['train', '--config=cond', *SHORT, '--config.init_from=runs/uncond']
-    said = in_process(cwd, *fine_tune, '--config.sample.guidance=2.0')
+    said = in_process(cwd, *fine_tune, '--config.sample.guidance=2.0', '--config.steps=4')
     assert 'Starting from ema1 of runs/uncond at step 12' in said
     sample = ['sample', '--workdir=runs/cond', '--steps=2']
     in_process(cwd, *sample, '--num=4', '--out=cond.png')
@@ -295,9 +295,7 @@ def test_a_folder_of_images_trains_and_samples_by_class_name(in_process, tmp_pat
     assert 'config.model.num_classes' in said
 
 
-def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(
-    env, in_process, tmp_path, glyphs
-):
+def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(in_process, tmp_path, glyphs):
     """Somebody with two folders and the README: its commands as they stand there, but for a smaller
     model and fewer steps.
     """
@@ -316,18 +314,8 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(
     assert first[:2] == ['python', 'train.py'] and len(rest) == 2
     (config,) = (word for word in first if word.startswith('--config='))
     path = config.replace('--config=', f'--config={ROOT}/')
-    run(
-        [
-            os.path.join(ROOT, 'train.py'),
-            path,
-            *(w for w in first[2:] if w != config),
-            *SHORT,
-            *FOLDER,
-            '--config.steps=4',
-        ],
-        env,
-        tmp_path,
-    )
+    flags = [word for word in first[2:] if word != config]
+    in_process(tmp_path, first[1], path, *flags, *SHORT, *FOLDER, '--config.steps=4')
     for command in rest:
         assert command[0] == 'jit-jax'
         in_process(tmp_path, *command[1:], '--steps=2')
