@@ -24,7 +24,7 @@ def test_a_grid_is_drawn_with_the_average_as_the_run_samples(tmp_path):
 
     def generate(*arguments):
         asked.append(arguments)
-        levels = np.arange(8, dtype=np.float32)[:, None, None, None] / 127.5
+        levels = (np.arange(8, dtype=np.float32)[:, None, None, None] + 0.25) / 127.5
         return levels * np.ones((16, 16, 3))  # more than are shown, for the devices' sake
 
     preview = SimpleNamespace(
