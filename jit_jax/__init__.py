@@ -7,6 +7,7 @@ images = jit_jax.sample(model, params, jax.random.key(0), num=16)
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:  # `import jit_jax` is quick, and starts nothing
 
 __version__ = '0.1.0'
 __all__ = ['load', 'sample', 'to_pil', 'train']
+
+
+def __dir__() -> list[str]:
+    """What a prompt completes: the verbs, not what they import."""
+    return [*__all__, '__version__']
 
 
 def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
@@ -82,7 +88,7 @@ def sample(
         [H, W, C]. Where the run cuts holes, patches with transparent pixels are missing.
       cond_valid: bool [num, n], which of their patches count, rows first; all by default.
       cond_grid: int [num, 2], each row's own grid of patches, where a run mixes sizes.
-      label: int [num], classes from 0; num_classes is the null class.
+      label: int [num], or one for all: classes from 0; num_classes is the null class.
       label_valid: bool [num], which images have a label, in a run that mixes conditions.
       from_image: pictures, as for cond, from which the condition is made as training makes it.
       from_t: begins from `from_image` under noise at this time, z_t = t·x + (1 − t)·noise, instead
@@ -144,7 +150,7 @@ def train(
     """Trains a config in a folder, as `jit-jax train` does: starts, or goes on where the folder
     left off.
 
-    Ctrl-C saves and stops.
+    Ctrl-C saves the step, and then raises KeyboardInterrupt.
 
     Args:
       config: what `get_config` of a config file returns, with any of its values changed.
@@ -167,6 +173,11 @@ def train(
     from jit_jax.errors import UserError
     from jit_jax.recipe import build
 
+    if not hasattr(config, 'model'):
+        raise UserError(
+            'config is what get_config of a config file returns, for example '
+            f'jit_jax.configs.uncond.get_config(); got {config!r}.'
+        )
     if images is None and any(one is not None for one in (labels, cond, captions)):
         raise UserError('labels, cond and captions belong to images: give those as well.')
 
@@ -176,4 +187,6 @@ def train(
             captions = data.captions_of(images)
         memory = data.in_memory(images, labels, cond, captions=captions)
         config = build.on_memory(config)
-    loop.train(build.run(config, memory), workdir, yes=yes, follow=follow)
+    stopped_by = loop.train(build.run(config, memory), workdir, yes=yes, follow=follow)
+    if stopped_by == signal.SIGINT.name:
+        raise KeyboardInterrupt

@@ -34,9 +34,9 @@ from jit_jax.training.state import TrainState
 from jit_jax.training.stop import Stop
 
 
-def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None = None) -> None:
+def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None = None) -> str:
     """Trains until config.steps, or until Ctrl-C or SIGTERM, which save and stop. Starts where
-    `workdir` left off.
+    `workdir` left off. Returns the name of the signal that stopped it, '' where none did.
 
     yes: start even what would take a CPU days. follow(step) is called after each line of metrics.
     Raises UserError for what cannot start as asked, before anything is written, and for what ends a
@@ -57,7 +57,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         start = int(state.step)
         if start >= config.steps:
             print(f'{workdir} is done: step {start} of {config.steps}; more: raise --config.steps.')
-            return
+            return ''
         resume.write_config(run, workdir)
         writer = every_process(partial(open_writer, run, workdir, start, seconds_an_image, follow))
         with contextlib.closing(writer):
@@ -73,6 +73,7 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
             writer.say(outcome(step, config.steps, stop.signal, workdir))
     if jax.process_index() == 0:
         print(page.try_write(workdir, run.record, run.train, run.test))
+    return stop.signal
 
 
 @dataclass

@@ -94,6 +94,7 @@ def sample(
     inputs.check_count('num', num, 1)
     inputs.check_count('start', start, 0)
     inputs.check_count('batch_size', batch_size, 1)
+    inputs.check_key(key)
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     condition |= {'references': references, 'references_valid': references_valid}
     classes = {'label': label, 'label_valid': label_valid}
@@ -171,6 +172,8 @@ def checked(
     """
     inputs.check_settings(**changes)
     given = arrays_given(**conditioning)
+    if 'label' in given and given['label'].ndim == 0:
+        given['label'] = np.full(num, given['label'])
     inputs.check_conditioning(model.config, model.net, num, given)
     inputs.check_guidance(model.config, changes['guidance'], given)
     return given, model.sampling(**changes)

@@ -8,7 +8,7 @@ from PIL import Image
 from shell import config_of, lines
 
 import jit_jax
-from configs import cond
+from configs import cond, uncond
 from jit_jax import loop
 from jit_jax.errors import UserError
 
@@ -88,6 +88,16 @@ def test_pairs_need_conditions(tmp_path):
         jit_jax.train(config, str(tmp_path / 'run'), images=IMAGES)
     with pytest.raises(UserError, match='40 images and 3 condition images'):
         jit_jax.train(config, str(tmp_path / 'run'), images=IMAGES, cond=IMAGES[:3])
+    with pytest.raises(UserError, match="config is what get_config of .*; got 'uncond:digits'"):
+        jit_jax.train('uncond:digits', str(tmp_path / 'run'))
     with pytest.raises(UserError, match='labels, cond and captions belong to images'):
         jit_jax.train(config, str(tmp_path / 'run'), labels=LABELS)
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_script_learns_of_ctrl_c(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, 'train', lambda *_, **__: 'SIGTERM')
+    jit_jax.train(uncond.get_config(), str(tmp_path))
+    monkeypatch.setattr(loop, 'train', lambda *_, **__: 'SIGINT')
+    with pytest.raises(KeyboardInterrupt):
+        jit_jax.train(uncond.get_config(), str(tmp_path))

@@ -73,6 +73,17 @@ def test_words_that_python_refuses(model, params):
             jit_jax.sample(model('none'), params, KEY, 1, **mistake)
 
 
+def test_a_key_is_a_key(model, params):
+    with pytest.raises(UserError, match=r'key is a random key, for example jax.random.key\(0\)'):
+        jit_jax.sample(model('none'), params, 0, 1)
+
+
+def test_one_label_is_for_all_images(model):
+    changes = dict.fromkeys(['steps', 'sampler', 'guidance', 'interval', 't_eps'])
+    given, _ = trained.checked(model('class'), 3, {'label': 4}, changes)
+    assert given['label'].tolist() == [4, 4, 4]
+
+
 REFUSED = [
     ('none', {'num': 0}, 'num is a whole number, at least 1; got 0'),
     ('none', {'num': 2.5}, 'num is a whole number'),
@@ -121,7 +132,8 @@ REFUSED = [
     ('none', {'label': [0, 1]}, 'this run learned no classes (config.condition.kind=none)'),
     ('inpaint', {'label': [0, 1]}, 'this run learned no classes'),
     ('class', {'label': [0]}, 'label has 1 rows for 2 images; give one row an image'),
-    ('class', {'label': 3}, 'label has no rows for 2 images'),
+    ('class', {'label': 6}, 'label: 6 is no class of this run; it has 5'),
+    ('none', {'label': 3}, 'this run learned no classes'),
     ('class', {'label': [0.5, 1.0]}, 'label is whole numbers, one for each image; got float64'),
     ('class', {'label': [[0], [1]]}, 'label is whole numbers, one for each image'),
     ('class', {'label': [0, 6]}, 'label: 6 is no class of this run; it has 5, numbered from 0'),

@@ -5,11 +5,12 @@
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
 from jit_jax import data
+from jit_jax.configs import uncond
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError, did_you_mean
@@ -116,6 +117,7 @@ TEXTS = (
 
 def check(config) -> None:
     """Raises UserError, one sentence that names the key and the fix, for what no run can have."""
+    _check_keys(config)
     for key, allowed in CHOICES.items():
         _check_choice(key, lookup(config, key), allowed)
     for key, low in COUNTS.items():
@@ -165,6 +167,32 @@ def _patches(config, option: dict) -> int:
     if 'cond' in option:
         images.append(option['cond'])
     return sum(math.prod(sequence.condition_grid(image.shape, patch)) for image in images)
+
+
+def _check_keys(config):
+    """A key that no config has is a misspelt one. A condition of one's own brings its own keys."""
+    known = set(_keys(uncond.get_config()))
+    for key in _keys(config):
+        if key in known:
+            continue
+        section, _, name = key.rpartition('.')
+        siblings = [one.rpartition('.')[2] for one in known if one.rpartition('.')[0] == section]
+        near = difflib.get_close_matches(name, siblings, 1, cutoff=0.75)
+        if near or section != 'condition':
+            hint = 'docs/configuration.md has those there are.'
+            if near:
+                hint = f'did you mean config.{key.removesuffix(name)}{near[0]}?'
+            raise UserError(f'There is no config.{key}; {hint}')
+
+
+def _keys(config, prefix: str = '') -> Iterator[str]:
+    """The names of all values, as 'model.image_size'."""
+    # A reference is not resolved: a value that it depends on may be one that no run can have.
+    for name, value in config.items(preserve_field_references=True):
+        if hasattr(value, 'keys'):
+            yield from _keys(value, f'{prefix}{name}.')
+        else:
+            yield f'{prefix}{name}'
 
 
 def _check_choice(key: str, value, allowed: tuple):

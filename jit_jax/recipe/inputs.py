@@ -8,6 +8,7 @@ of arguments.
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,6 +85,12 @@ def check_conditioning(
         _check_both(given, net, learned, config, prefix)
     if 'cond_tokens' in given:
         _check_tokens(given, learned, config, prefix)
+
+
+def check_key(key) -> None:
+    """Raises UserError for a number where a random key belongs."""
+    if not isinstance(key, jax.Array):
+        raise UserError(f'key is a random key, for example jax.random.key(0); got {key!r}.')
 
 
 def caption_tokens(

@@ -1,12 +1,16 @@
 """A stop that loses nothing: Ctrl-C and SIGTERM as a wish that the loop reads."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+STDERR = 2
+SAVING = b'\nStopping: the step is saved first. Again, and it stops at once.\n'
 
 
 class Interrupted(Exception):
@@ -70,6 +74,8 @@ class Stop:
     def _ask(self, kind, frame):
         self.signal = signal.Signals(kind).name
         self._restore()
+        # Not `print`, which a signal may have interrupted.
+        os.write(STDERR, SAVING)
         if self._may_interrupt:
             raise Interrupted
 

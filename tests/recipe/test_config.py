@@ -1,4 +1,5 @@
 import math
+import re
 from types import SimpleNamespace
 
 import jax
@@ -423,11 +424,26 @@ def test_a_near_miss_is_named():
         checks.check(config)
 
 
-def test_an_unknown_key_is_refused_with_the_nearest():
+@pytest.mark.parametrize(
+    'section, name, sentence',
+    [
+        ('', 'stepz', 'no config.stepz; did you mean config.steps?'),
+        ('model', 'depht', 'no config.model.depht; docs/configuration.md has those there are'),
+        ('data', 'paht', 'no config.data.paht; did you mean config.data.path?'),
+        ('condition', 'dropp', 'no config.condition.dropp; did you mean config.condition.drop?'),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(section, name, sentence):
     config = uncond.get_config()
-    config.lock()
-    with pytest.raises((AttributeError, KeyError), match='batch_size'):
-        config.batch_sise = 4
+    (config[section] if section else config)[name] = 4
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        checks.check(config)
+
+
+def test_a_condition_of_ones_own_has_keys_of_its_own():
+    config = uncond.get_config()
+    config.condition.levels = 4
+    checks.check(config)
 
 
 @pytest.mark.parametrize('dtype', ['auto', 'float32'])
