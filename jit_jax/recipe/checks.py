@@ -3,6 +3,7 @@
 `check` raises UserError: one sentence that names the key and the fix.
 """
 
+import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
