@@ -20,8 +20,8 @@ from jit_jax.errors import UserError, did_you_mean
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
     'digits_text': 'handwritten digits from captions, such as "a seven or a two": ten minutes',
-    'handwriting': 'a digit of a class by the hand that wrote another digit: ten minutes',
-    'omniglot': 'a drawing of a character that was never seen, from two drawings: ten minutes',
+    'handwriting': 'a digit of a class by the hand that wrote another digit: on a laptop',
+    'omniglot': 'a drawing of a character that was never seen, from two drawings: on a laptop',
     'folder': 'super-resolution of your own images, --config.data.path=FOLDER: 64×64 from 32×32',
     'folder_cpu': 'the same, 32×32 from 16×16: ten minutes on a laptop',
     'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
