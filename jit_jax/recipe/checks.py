@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from jit_jax import data
 from jit_jax.configs import uncond
@@ -188,8 +189,12 @@ def _check_keys(config):
 
 def _keys(config, prefix: str = '') -> Iterator[str]:
     """The names of all values, as 'model.image_size'."""
-    # A reference is not resolved: a value that it depends on may be one that no run can have.
-    for name, value in config.items(preserve_field_references=True):
+    if isinstance(config, ConfigDict):
+        # A reference is not resolved: a value that it depends on may be one that no run can have.
+        items = config.items(preserve_field_references=True)
+    else:
+        items = config.items()
+    for name, value in items:
         if hasattr(value, 'keys'):
             yield from _keys(value, f'{prefix}{name}.')
         else:

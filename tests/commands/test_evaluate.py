@@ -67,7 +67,7 @@ def test_the_command_goes_on_where_it_was(command):
     (entry,) = json.loads(path.read_text()).values()
     begin = [line for line in said.splitlines() if line.endswith(' …')]
     assert begin == [
-        f'Measuring classifier, denoising of {command.folder}, step 12 …',
+        f'Measuring classifier, seams, denoising of {command.folder}, step 12 …',
         'Now: 20 images …',
         'Now: denoising of held-out images …',
     ]

@@ -5,6 +5,7 @@ A row is a command line and words of its sentence. `{…}` is a run folder, a fi
 
 import json
 import os
+import sys
 import zipfile
 
 import numpy as np
@@ -263,6 +264,7 @@ def test_one_sentence_and_nothing_written(places, command, line, sentence, monke
     for module, name in ((trained, 'draw'), (trained, 'trajectory'), (loop, 'train')):
         monkeypatch.setattr(module, name, too_late)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)  # of a config file that is imported
     before = sorted(os.listdir(places['here']))
     code, out, err = command(*(word.format(**places) for word in line.split()))
     assert code == 1 and out == '', out

@@ -51,5 +51,5 @@ def test_the_command_compares_what_it_is_given(two, tmp_path, command):
         (folder / 'config.json').write_text(json.dumps(config))
     folders = [str(folder) for folder, _ in two]
     code, said, _ = command('report', *folders, f'--out={tmp_path}/side')
-    assert code == 0 and said.strip() == f'{tmp_path}/side/index.html'
+    assert code == 0 and said.strip() == f'{tmp_path}/side/index.html compares 2 runs.'
     assert command('report')[2].startswith('error: report needs a run folder')
