@@ -66,7 +66,8 @@ def main(args):
         print(f'| {name} | {right:.1%} | {same:.1%} |')
     if args.out:
         shown = drawn.reshape(len(chosen), CLASSES, *drawn.shape[1:])
-        groups = np.concatenate([real[chosen][:, None], shown], 1)[:8]
+        beside = np.broadcast_to(real[chosen][:, None], (len(chosen), 1, *drawn.shape[1:]))
+        groups = np.concatenate([beside, shown], 1)[:8]
         save_png(args.out, grid(groups, 1, heads=('reference', *map(str, range(CLASSES)))))
 
 
