@@ -185,3 +185,14 @@ def test_a_folder_that_cannot_be_written_is_said_in_words(broken_held_out):
     with pytest.raises(UserError, match='report cannot be written .(File exists|Not a directory)'):
         page.write(str(workdir), config)
     assert 'could not be drawn: ' in page.try_write(str(workdir), config)
+
+
+def test_a_page_promises_what_it_shows(broken_held_out):
+    workdir, _ = broken_held_out
+    assert page.contents(str(workdir)) == 'Samples and their nearest training images are in'
+    (workdir / 'metrics.jsonl').write_text('{"step": 2, "loss": 0.5}\n')
+    assert page.contents(str(workdir)).startswith('Curves, samples and their nearest')
+    shutil.rmtree(workdir / 'samples')
+    assert 'samples when the first are drawn' in page.contents(str(workdir))
+    (workdir / 'metrics.jsonl').unlink()
+    assert 'neither curves nor samples yet' in page.contents(str(workdir))
