@@ -132,6 +132,17 @@ def test_without_a_clamp_the_last_step_ends_on_x_hat_bit_for_bit(sampler):
     assert np.abs(images(0.05, 50) - last).max() > 0.01
 
 
+def test_the_noise_that_a_clamp_leaves_in_an_image_of_zeros():
+    """By Heun's method with the published 0.05, as docs/evaluation.md has it."""
+
+    def left(steps, t_eps):
+        d = replace(D, t_eps=t_eps)
+        return float(sample(lambda z, t: 0 * z, np.ones((1, 1, 1, 1)), d, steps=steps)[0, 0, 0, 0])
+
+    for steps, share in ((20, 0), (25, 0.0088), (50, 0.0171)):
+        assert left(steps, 0.05) == pytest.approx(share, abs=5e-5) and left(steps, 0.0) == 0
+
+
 @pytest.mark.parametrize(
     'sampler, steps, count',
     [('heun', 50, 99), ('euler', 50, 50), ('multistep', 50, 50), ('heun', 1, 1), ('euler', 1, 1)],
