@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import jit_jax
+from benchmarks import preset_run
 from jit_jax import data
 from jit_jax.commands import command_line, environment
-from jit_jax.errors import UserError
 from jit_jax.evaluation import held_out
 from jit_jax.output.images import grid, save_png
 from jit_jax.recipe import build
@@ -26,19 +26,14 @@ INK = 128  # a pixel at least so bright is ink
 
 
 def define_flags(parser):
+    preset_run.define_flags(parser, 'omniglot')
     add = parser.add_argument
-    add('--workdir', help='a run of cond.py:omniglot')
     add('--people', type=command_line.whole_number(1), default=4, help='of 20, whose references')
-    add('--guidance', type=command_line.finite_number, help="the run's own by default")
     add('--out', help='a .png with references, result and a real drawing of each character')
 
 
 def main(args):
-    environment.use_cpu_cores(64)
-    command_line.required(args, 'workdir', 'says which run, as --workdir=runs/cond-omniglot.')
-    model, params = jit_jax.load(args.workdir)
-    if model.config['data']['kind'] != 'omniglot':
-        raise UserError('--workdir names no run of cond.py:omniglot; train one.')
+    model, params = preset_run.load(args, 'omniglot', kind='omniglot')
     real, references = examples(build.source(model.config, 'test'), args.people)
     flat = real.reshape(-1, *real.shape[2:])
     conditioning, _ = held_out.examples(model.config, len(flat), 0)

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 import jit_jax
+from benchmarks import preset_run
 from jit_jax.commands import command_line, environment
 from jit_jax.data import handwriting
-from jit_jax.errors import UserError
 from jit_jax.evaluation.classifier import Classifier
 from jit_jax.output.images import grid, save_png
 from jit_jax.recipe import build
@@ -24,19 +24,14 @@ CLASSES = 10
 
 
 def define_flags(parser):
+    preset_run.define_flags(parser, 'handwriting')
     add = parser.add_argument
-    add('--workdir', help='a run of cond.py:handwriting')
     add('--references', type=command_line.whole_number(1), default=20, help='how many')
-    add('--guidance', type=command_line.finite_number, help="the run's own by default")
     add('--out', help='a .png: a reference in each row, and ten digits by its hand')
 
 
 def main(args):
-    environment.use_cpu_cores(64)
-    command_line.required(args, 'workdir', 'says which run, as --workdir=runs/cond-handwriting.')
-    model, params = jit_jax.load(args.workdir)
-    if model.config['data']['kind'] != 'handwriting':
-        raise UserError('--workdir names no run of cond.py:handwriting; train one.')
+    model, params = preset_run.load(args, 'handwriting', kind='handwriting')
     train = build.source(model.config, 'train')
     rows = [train[i] for i in range(len(train) // handwriting.WAYS)]  # every digit once
     judge = Classifier(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))

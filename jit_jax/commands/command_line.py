@@ -117,6 +117,8 @@ class Parser(argparse.ArgumentParser):
         flag = word.partition('=')[0]
         keys = []
         if self.takes_config:  # --steps for --config.steps
+            from jit_jax.recipe.checks import keys_of  # here, so that --help is quick
+
             config = read_config(args.config or packaged_configs()[0], [])
             wanted = flag.lstrip('-').removeprefix('config.')
             keys = [key for key in keys_of(config) if f'.{key}'.endswith(f'.{wanted}')]
@@ -270,17 +272,6 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
     if not isinstance(values.config, ConfigDict):
         raise UserError(f'get_config of {file} must return a ConfigDict; got {values.config!r}.')
     return values.config
-
-
-def keys_of(config: ConfigDict, before: str = '') -> list[str]:
-    """Every key of a config with those of its sections: 'steps', 'data.path' …"""
-    found = []
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            found += keys_of(value, f'{before}{key}.')
-        else:
-            found.append(f'{before}{key}')
-    return found
 
 
 def _check_python(file: str) -> None:

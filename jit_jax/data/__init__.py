@@ -8,6 +8,7 @@ from jit_jax.data.captions import (
     VOCABULARY,
     decode_caption,
     encode_caption,
+    padded,
     to_tokens,
 )
 from jit_jax.data.embeddings import Embeddings, read_encoder
@@ -40,6 +41,7 @@ __all__ = [
     'from_arrays',
     'in_memory',
     'open_source',
+    'padded',
     'read_encoder',
     'remarks',
     'to_tokens',

@@ -56,10 +56,17 @@ def to_tokens(captions: Sequence[str], slots: int) -> dict[str, np.ndarray]:
     Longer ones are cut. Without any, one that says nothing.
     """
     encoded = [cut(encode_caption(caption), slots) for caption in captions] or [b'']
-    tokens = np.zeros((len(encoded), slots), np.uint8)
-    for row, caption in zip(tokens, encoded):
-        row[: len(caption)] = np.frombuffer(caption, np.uint8)
-    return {'tokens': tokens, 'token_count': np.array([len(c) for c in encoded], np.int32)}
+    return padded([np.frombuffer(one, np.uint8) for one in encoded], slots)
+
+
+def padded(rows: Sequence[np.ndarray], slots: int) -> dict[str, np.ndarray]:
+    """C rows of at most `slots` tokens, [n] or [n, E] → 'tokens' [C, slots] or [C, slots, E] of
+    their dtype, zeros after their end, and 'token_count' int32 [C].
+    """
+    tokens = np.zeros((len(rows), slots, *rows[0].shape[1:]), rows[0].dtype)
+    for whole, row in zip(tokens, rows, strict=True):
+        whole[: len(row)] = row
+    return {'tokens': tokens, 'token_count': np.array([len(row) for row in rows], np.int32)}
 
 
 def with_caption(example: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:

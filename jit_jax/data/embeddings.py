@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jit_jax.data.captions import Captions, clean, rounded_up
+from jit_jax.data.captions import Captions, clean, padded, rounded_up
 from jit_jax.errors import UserError
 from jit_jax.output.files import write_whole
 
@@ -184,14 +184,9 @@ class Embeddings:
         """'tokens' float16 [slots, E], zeros after their end, and 'token_count' int32: at most
         `slots` of them.
         """
-        tokens = np.zeros((slots, self.encoder.width), np.float16)
-        count = 0
-        if number >= 0:
-            rows = np.frombuffer(self._records[int(number)], np.float16)
-            rows = rows.reshape(-1, self.encoder.width)[:slots]
-            count = len(rows)
-            tokens[:count] = rows
-        return {'tokens': tokens, 'token_count': np.int32(count)}
+        record = self._records[int(number)] if number >= 0 else b''
+        rows = np.frombuffer(record, np.float16).reshape(-1, self.encoder.width)[:slots]
+        return {name: array[0] for name, array in padded([rows], slots).items()}
 
     def slots_for(self, captions: Captions, count: int, most: int) -> int:
         """The tokens of a program for a data set of `count` examples, at most `most`.

@@ -7,7 +7,6 @@ bool [B, n], `label` int32 [B], `cond_tokens` … To add a condition, write such
 it in KINDS; `config.condition.kind` then takes it.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from jit_jax.diffusion import references as several
 from jit_jax.diffusion.degradations import degrade
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, did_you_mean
 from jit_jax.model.sequence import GRID, condition_grid, patch_size, patchify, unpatchify
 
 Conditioning = dict[str, jax.Array | tuple[jax.Array, ...]]
@@ -185,14 +184,11 @@ def parse(kind: str) -> list[list[str]]:
 
 
 def _no_such_kind(name: str) -> str:
-    near = difflib.get_close_matches(name, KINDS, 1)
-    if near:
-        hint = f'did you mean {near[0]}?'
-    else:
-        hint = (
-            f'there are none, {", ".join(KINDS)}, joined by + (both) or | (either), and what '
-            '--import=MODULE brings.'
-        )
+    there = (
+        f'there are none, {", ".join(KINDS)}, joined by + (both) or | (either), and what '
+        '--import=MODULE brings.'
+    )
+    hint = did_you_mean(name, KINDS, there)
     return f'config.condition.kind: there is no condition {name!r}; {hint}'
 
 

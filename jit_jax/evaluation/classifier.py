@@ -107,12 +107,16 @@ class ClassifierMetric:
 
 def _judges(images, labels) -> judges.Judges | None:
     """None where there are too many classes, or too few images of one."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), judges.AT_MOST)).astype(int)
+    rows = evenly(len(images), judges.AT_MOST)
     return judges.Judges(images[rows], labels[rows]) if judges.fits(labels[rows]) else None
+
+
+def evenly(count: int, at_most: int) -> np.ndarray:
+    """At most so many of the numbers below `count`, the first and the last among them: int."""
+    return np.linspace(0, count - 1, min(count, at_most)).astype(int)
 
 
 def evenly_spread(source) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of at most AT_MOST examples over the whole source, always the same ones."""
-    count = min(len(source), AT_MOST)
-    rows = [source[i] for i in np.linspace(0, len(source) - 1, count).astype(int)]
+    rows = [source[i] for i in evenly(len(source), AT_MOST)]
     return np.stack([row['image'] for row in rows]), np.stack([row['label'] for row in rows])

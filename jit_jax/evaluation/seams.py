@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from jit_jax.evaluation.classifier import evenly
 from jit_jax.model.sequence import patch_size
 
 AT_MOST = 1024  # held-out images that generated ones are held against
@@ -22,8 +23,7 @@ class SeamsMetric:
     """
 
     def __init__(self, test):
-        rows = np.linspace(0, len(test) - 1, min(len(test), AT_MOST)).astype(int)
-        images = np.stack([test[i]['image'] for i in rows])
+        images = np.stack([test[i]['image'] for i in evenly(len(test), AT_MOST)])
         self._held_out = quotient(steps(images))
         self.reset()
 

@@ -173,8 +173,8 @@ def _patches(config, option: dict) -> int:
 
 def _check_keys(config):
     """A key that no config has is a misspelt one. A condition of one's own brings its own keys."""
-    known = set(_keys(uncond.get_config()))
-    for key in _keys(config):
+    known = set(keys_of(uncond.get_config()))
+    for key in keys_of(config):
         if key in known:
             continue
         section, _, name = key.rpartition('.')
@@ -187,7 +187,7 @@ def _check_keys(config):
             raise UserError(f'There is no config.{key}; {hint}')
 
 
-def _keys(config, prefix: str = '') -> Iterator[str]:
+def keys_of(config, prefix: str = '') -> Iterator[str]:
     """The names of all values, as 'model.image_size'."""
     if isinstance(config, ConfigDict):
         # A reference is not resolved: a value that it depends on may be one that no run can have.
@@ -196,7 +196,7 @@ def _keys(config, prefix: str = '') -> Iterator[str]:
         items = config.items()
     for name, value in items:
         if hasattr(value, 'keys'):
-            yield from _keys(value, f'{prefix}{name}.')
+            yield from keys_of(value, f'{prefix}{name}.')
         else:
             yield f'{prefix}{name}'
 

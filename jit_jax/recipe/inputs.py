@@ -126,10 +126,7 @@ def caption_tokens(
                 f'{prefix}text: {caption!r} is {len(row)} {unit}, and this run learned at most '
                 f'{m}; shorten it.'
             )
-    tokens = np.zeros((num, m, *rows[0].shape[1:]), rows[0].dtype)
-    for padded, row in zip(tokens, rows, strict=True):
-        padded[: len(row)] = row
-    batch = {'tokens': tokens, 'token_count': np.array([len(row) for row in rows])}
+    batch = data.padded(rows, m)
     return {name: np.asarray(array) for name, array in conditions.text(None, batch, None).items()}
 
 
