@@ -17,14 +17,15 @@ sys.path.insert(0, str(ROOT))  # for `configs`, which is not installed
 
 # Before JAX is imported, and for the processes that tests start. `pytest --cache-clear` empties the
 # cache.
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # cuda: for tests/test_gpu.py
+ON_CPU = os.environ['JAX_PLATFORMS'] == 'cpu'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache/d/xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 # XLA's older way to make CPU kernels: a train step of a tiny model compiles in a third of the time.
 # Later versions have no such way, and stop at a flag that they do not know.
 XLA_FLAGS = ''
-if version('jaxlib').startswith('0.10.'):
+if ON_CPU and version('jaxlib').startswith('0.10.'):
     XLA_FLAGS = '--xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = XLA_FLAGS
 
@@ -40,9 +41,8 @@ from jit_jax.model.sizes import size
 
 # For this process only: not in the environment, where the processes that tests start would find it.
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update(
-    'jax_disable_most_optimizations', True
-)  # LLVM's costs more time than it saves on tiny models
+if ON_CPU:  # LLVM's costs more time than it saves on tiny models
+    jax.config.update('jax_disable_most_optimizations', True)
 
 settings.register_profile('suite', deadline=None, derandomize=True, max_examples=50)
 settings.load_profile('suite')
