@@ -129,8 +129,12 @@ class Side:
             raise UserError('One side ended early; its own words are above.')
         return json.loads(line)
 
-    def __call__(self, row: str, count: int) -> float:
+    def ask(self, row: str, count: int) -> None:
+        """Has it run a row, whose seconds are its next answer."""
         print(row, count, file=self.process.stdin, flush=True)
+
+    def __call__(self, row: str, count: int) -> float:
+        self.ask(row, count)
         return self.answer()
 
     def close(self):
@@ -158,7 +162,9 @@ def compare(args, config, variant: str):
     print('\n| s | official | ours | times as fast |\n|---|---|---|---|')
     for row in args.rows or ROWS[:1]:
         for side in sides.values():
-            side(row, 2)  # compiles, and warms up
+            side.ask(row, 2)  # compiles, and warms up; both at the same time
+        for side in sides.values():
+            side.answer()
         seconds = {name: [] for name in sides}
         for _ in range(rounds):
             for name, side in sides.items():

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import linear_call
 from jax.sharding import PartitionSpec
 
 from jit_jax.errors import UserError
@@ -83,10 +84,32 @@ def rotate(x, cos, sin) -> jax.Array:
     and its odd channels second, which makes of the shuffle a roll by half a head; `official.py`
     reorders the weights.
     """
-    x = x.astype(jnp.float32)
+    return _turn(x.astype(jnp.float32), cos, sin)
+
+
+@jax.custom_jvp
+def _turn(x, cos, sin):
     cos = jnp.concatenate([cos, cos], -1)
     sin = jnp.concatenate([-sin, sin], -1)
     return x * cos + jnp.roll(x, x.shape[-1] // 2, -1) * sin
+
+
+@_turn.defjvp
+def _turn_tangent(primals, tangents):
+    """The gradient of a rotation is the rotation back; JAX's own of a roll adds padded halves.
+
+    The angles are those of slots, and never have a tangent.
+    """
+    x, *angles = primals
+
+    def turn(angles, x):
+        return _turn(x, *angles)
+
+    def turn_back(angles, x):
+        cos, sin = angles
+        return _turn(x, cos, -sin)
+
+    return _turn(x, *angles), linear_call(turn, turn_back, angles, tangents[0])
 
 
 def attend(q, k, v, layout: Layout) -> jax.Array:

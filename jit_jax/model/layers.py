@@ -106,11 +106,21 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
         if shift is None:
-            return x * weight
+            return x * head_by_head(weight, x.shape[-2:])
         # Of the last layer they are bfloat16, and so would 1 + scale be.
         shift, scale = shift.astype(jnp.float32), scale.astype(jnp.float32)
         # The factors first: the gradients of both need one sum over the slots, not two.
         return x * (weight * (1 + scale))[:, None] + shift[:, None]
+
+
+def head_by_head(weight, shape: tuple[int, int]) -> jax.Array:
+    """weight [K] as [H, K], the same for each head.
+
+    Its gradient is thereby a sum over rows of H·K numbers, and then a small one over heads. As one
+    sum over rows and heads of K numbers, which XLA makes of it without the barrier, a GPU reads it
+    in short pieces, at a sixth of the speed.
+    """
+    return jax.lax.optimization_barrier(jnp.broadcast_to(weight, shape))
 
 
 def row_major(x) -> jax.Array:
