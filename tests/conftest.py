@@ -22,6 +22,8 @@ ON_CPU = os.environ['JAX_PLATFORMS'] == 'cpu'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache/d/xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+# One line of source for each operation: to write down ten took a fifteenth of a step's compilation.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '1')
 # XLA's older way to make CPU kernels: a train step of a tiny model compiles in a third of the time.
 # Later versions have no such way, and stop at a flag that they do not know.
 XLA_FLAGS = ''
