@@ -89,6 +89,7 @@ def rotate(x, cos, sin) -> jax.Array:
 
 @jax.custom_jvp
 def _turn(x, cos, sin):
+    """`rotate` of a float32 x, with a gradient of its own."""
     cos = jnp.concatenate([cos, cos], -1)
     sin = jnp.concatenate([-sin, sin], -1)
     return x * cos + jnp.roll(x, x.shape[-1] // 2, -1) * sin
