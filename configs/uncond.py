@@ -19,6 +19,7 @@ SIZES = 'blhg'
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
+    'digits_meanflow': 'the same in one or two passes, from --config.init_from=runs/uncond: minutes',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
     'folder_cpu': 'your own images at 32×32, --config.data.path=FOLDER: ten minutes on a laptop',
 }
@@ -35,6 +36,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         near = did_you_mean(preset, PRESETS)
         raise UserError(f'{there}; {near}' if near else f'{there}.')
     recipes = {'digits': digits, 'folder': folder, 'folder_cpu': folder_cpu}
+    recipes['digits_meanflow'] = digits_meanflow
     recipe = recipes[preset] if preset in recipes else imagenet
     return recipe(preset)
 
@@ -100,6 +102,9 @@ def _model(config: ConfigDict, variant: str, image_size: int) -> None:
     config.model.token_width = 0  # of the tokens of a text; 0: no text, and no parameters for it
     # 256: tokens are bytes, whose embeddings are learned; 0: they come as embeddings
     config.model.vocabulary = 0
+    # meanflow: the later time enters, with parameters of its own that start at zero
+    config.model.end_time = False
+    config.model.guidance = False  # meanflow: the guidance scale enters, in the same way
     config.model.tables = 'sincos'  # start of the position tables: sincos or zero
     config.model.freeze_tables = True  # the target's tables stay, as published
     config.model.null = 'mask'  # no condition is dead slots (mask) or a learned token (token)
@@ -167,6 +172,15 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion.t_eps = 0.05  # least 1 - t that v divides by
     config.diffusion.predict = 'x'  # what the network's output is: x, eps (the noise) or v
     config.diffusion.loss = 'v'  # what the squared error is of: x, eps or v
+    # flow, or meanflow: the average velocity from t to a later time, for samples in few passes
+    config.diffusion.objective = 'flow'
+    # meanflow: of so many rows one has a step from t to a later time, the others are of the flow
+    config.diffusion.mean_every = 2
+    config.diffusion.uniform = 0.1  # meanflow: share of times that are drawn uniformly
+    # meanflow: low and high, drawn between for each row with model.guidance
+    config.diffusion.guidance = (1.0, 1.0)
+    # meanflow: what steps are regressed on: data, as published, or the model's own flow
+    config.diffusion.follow = 'data'
 
 
 def _optimizer(config: ConfigDict, steps: FieldReference) -> None:
@@ -238,6 +252,20 @@ def digits(preset: str) -> ConfigDict:
     config.data.kind, config.data.flip = 'digits', False
     config.diffusion.noise_scale = 4.0
     config.evaluate.every = share(steps, 2)
+    return config
+
+
+def digits_meanflow(preset: str) -> ConfigDict:
+    """From the run of `digits`: the same flow in one or two passes of the network."""
+    config = digits(preset)
+    config.steps = 1000
+    return in_few_steps(config)
+
+
+def in_few_steps(config: ConfigDict) -> ConfigDict:
+    """A recipe, changed to learn the average velocity of its flow."""
+    config.diffusion.objective, config.model.end_time = 'meanflow', True
+    config.sample.sampler, config.sample.steps = 'meanflow', 2
     return config
 
 

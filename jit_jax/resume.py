@@ -22,6 +22,9 @@ from jit_jax.training.processes import agree, every_process, first_process
 from jit_jax.training.state import TrainState
 from jit_jax.training.weights import read_weights
 
+# Parameters that a run can have beside those it starts from, by the key of config.model that asks
+# for them: they start at zero, so that the function is the same.
+JOINING = {'end_time': ('end_in', 'end_out'), 'guidance': ('guidance_in', 'guidance_out')}
 # Keys of the config that decide which arrays the optimiser and the averages have.
 STATE_KEYS = ('optimizer.muon_rms', 'optimizer.mu_dtype', 'ema.decays')
 
@@ -75,11 +78,25 @@ def _resumed(run: Run, workdir: str, checkpoints: Checkpoints, step: int) -> tup
 def _from_weights(run: Run) -> tuple[TrainState, str]:
     path, which = run.config.init_from, run.config.init_ema
     stored, params, step = every_process(partial(read_weights, path, which or None))
+    joining = [key for key in JOINING if run.config.model[key] and not stored['model'][key]]
+    stored = stored | {'model': stored['model'] | dict.fromkeys(joining, True)}
     unlike = architecture_differences(stored, run.record)
     if unlike:
         raise UserError(f'{path} has another architecture: {"; ".join(unlike)}.')
+    if joining:
+        params = params | _fresh(run, [name for key in joining for name in JOINING[key]])
     how = f'Starting from {which or "ema1"} of {path} at step {step}, with a fresh optimiser.'
     return run.start(params), how
+
+
+def _fresh(run: Run, names: list[str]) -> dict:
+    """These parameters as a fresh start of the run has them."""
+
+    def some(key):
+        params = build.initial(run.recipe)(key).params
+        return {name: params[name] for name in names}
+
+    return jax.device_get(jax.jit(some)(jax.random.key(run.config.seed)))
 
 
 def architecture_differences(there: dict, here: dict) -> list[str]:

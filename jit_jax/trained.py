@@ -24,7 +24,7 @@ from jit_jax.errors import UserError
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
-from jit_jax.recipe import build, inputs, photographs
+from jit_jax.recipe import build, few_steps, inputs, photographs
 from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
 
@@ -176,6 +176,7 @@ def checked(
         given['label'] = np.full(num, given['label'])
     inputs.check_conditioning(model.config, model.net, num, given)
     inputs.check_guidance(model.config, changes['guidance'], given)
+    few_steps.check_asked(model.config, changes['sampler'], changes['guidance'])
     return given, model.sampling(**changes)
 
 

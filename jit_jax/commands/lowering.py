@@ -110,7 +110,7 @@ def compile_step(run: Programs, target: Target) -> Report:
 def compile_sampler(run: Programs, target: Target) -> Report:
     """Compiles `diffusion.generate` as config.sample says, for config.sample.num images."""
     rows = sharding.whole_rows(run.config.sample.num, run.mesh)
-    passes = float(rows * run.flops / 3 * passes_of_the_network(run))
+    passes = float(rows * run.forward_flops * passes_of_the_network(run))
     report = Report(SAMPLER, rows, passes)
     began = time.perf_counter()
     lowered = lower_sampler(run, rows)
@@ -181,9 +181,11 @@ def activations(run: Programs) -> int:
     The compiler may do with less. What grows with the batch, found from two of them, so that
     parameters and constants do not count.
     """
-    split = run.mesh.shape['data'] * run.mesh.shape['fsdp']
-    rows = run.config.batch_size // run.config.accumulate // split
-    return (_kept(run, 2 * split) - _kept(run, split)) * rows // split
+    unit = run.mesh.shape['data'] * run.mesh.shape['fsdp']
+    rows = run.config.batch_size // run.config.accumulate
+    if run.diffusion.objective == 'meanflow':
+        unit *= run.diffusion.mean_every
+    return (_kept(run, 2 * unit) - _kept(run, unit)) * rows // unit // split
 
 
 def _kept(run: Programs, rows: int) -> int:

@@ -28,7 +28,7 @@ from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
 from jit_jax.output import destination
 from jit_jax.output.images import save_png, to_uint8
-from jit_jax.recipe import inputs
+from jit_jax.recipe import few_steps, inputs
 from jit_jax.training.processes import first_process
 
 
@@ -88,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
     model, params = trained.load(args.workdir, args.ema)
     asked = origins.asked_for(args, model)
     inputs.check_guidance(model.config, args.guidance, asked.conditioning, prefix='--')
+    few_steps.check_asked(model.config, args.sampler, args.guidance, prefix='--')
     first_process(partial(destination.check_writable, args.out, '--out'))
     if asked.said and jax.process_index() == 0:
         print(asked.said)

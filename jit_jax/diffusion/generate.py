@@ -72,15 +72,20 @@ def generate(
         weights = {'layers': layers_of(params, model.depth)}
     model = model.clone(scan=True, remat='none')
 
+    asked = {}
+    if model.guidance and conditioning and scale is not None:
+        asked['guidance'] = jnp.reshape(scale, 1)
+
     def denoiser(conditioning):
-        def denoise(z, t):
-            output = model.apply({'params': params}, z, t, **weights, **conditioning)
+        def denoise(z, t, *end):
+            told = conditioning | asked | ({'end': end[0]} if end else {})
+            output = model.apply({'params': params}, z, t, **weights, **told)
             return objective.clean_image(output, z, t, d)
 
         return denoise
 
     net = denoiser(conditioning)
-    if conditioning and scale is not None:
+    if conditioning and scale is not None and not model.guidance:
         null = denoiser(conditions.null(conditioning, model.num_classes))
         net = guidance.guide(net, null, scale, interval)
     if watch:
@@ -105,8 +110,8 @@ def cast_kernels(params, dtype) -> dict:
 def watched(net: samplers.Denoise, watch: Callable) -> samplers.Denoise:
     """`net`, which also calls watch(t, z, x̂) for every pass, in order, while the program runs."""
 
-    def denoise(z, t):
-        x_hat = net(z, t)
+    def denoise(z, t, *end):
+        x_hat = net(z, t, *end)
         jax.debug.callback(watch, t[0], z, x_hat, ordered=True)
         return x_hat
 

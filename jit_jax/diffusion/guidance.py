@@ -31,11 +31,11 @@ def guide(conditional: Denoise, null: Denoise, scale, interval=(0.0, 1.0)) -> De
     """
     low, high = interval
 
-    def denoise(z, t):
-        x_cond = conditional(z, t)
+    def denoise(z, t, *end):
+        x_cond = conditional(z, t, *end)
 
         def mixed():
-            x_null = null(z, t)
+            x_null = null(z, t, *end)
             return x_null + scale * (x_cond - x_null)
 
         def unmixed():

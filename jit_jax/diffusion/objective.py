@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 QUANTITIES = ('x', 'eps', 'v')  # what a network can predict, and what a loss can be of
 T_EPS = 0.05  # as published
+OBJECTIVES = ('flow', 'meanflow')  # x̂ of the velocity at t, or of the average one from t to an end
+FOLLOW = ('data', 'model')  # what the average velocity is of: x − e, or the model's own v
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Diffusion:
     t = sigmoid(N(t_mean, t_std²)); e ~ N(0, noise_scale²); 1 − t, and t where ε is predicted, are
     clamped at t_eps wherever something is divided by them; samplers have a t_eps of their own.
     predict: what the network's output is; loss: what the squared error is of; both of QUANTITIES.
+    objective: what x̂ is of, one of OBJECTIVES; the rest is of `meanflow.py` alone: of how many rows
+    one has a step, the share of uniform times, the range of guidance, and what steps follow.
     """
 
     noise_scale: float
@@ -30,6 +34,11 @@ class Diffusion:
     t_eps: float = T_EPS
     predict: str = 'x'
     loss: str = 'v'
+    objective: str = 'flow'
+    mean_every: int = 2
+    uniform: float = 0.1
+    guidance: tuple[float, float] = (1.0, 1.0)
+    follow: str = 'data'
 
 
 def expand(t, like) -> jax.Array:

@@ -1,7 +1,7 @@
 """From noise to images: Euler, Heun and a multistep method over a callable.
 
 `denoise(z, t)` takes z float32 [B, H, W, C] and t [1] and returns x̂ of z's shape; the samplers
-know no model.
+know no model. `meanflow` asks `denoise(z, t, end)`, with the end [1] of the step that x̂ is of.
 State and velocity stay float32: a bfloat16 state ends in salt-and-pepper noise.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jit_jax.diffusion.objective import Diffusion, velocity
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Denoise = Callable[..., jax.Array]
 
 
 def euler(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
@@ -39,9 +39,15 @@ def multistep(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.A
     return z + (t_next - t) * (now + slope), now
 
 
+def meanflow(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
+    """z + (t' − t)·u(z, t, t'), by the average velocity u that the network has learned. One pass."""
+    now = v(z, t, t_next)
+    return z + (t_next - t) * now, now
+
+
 # (v, z, t, t', the velocity one step before, whether there was none) → (z', v(z, t)), for steps of
 # equal length.
-SAMPLERS = {'euler': euler, 'heun': heun, 'multistep': multistep}
+SAMPLERS = {'euler': euler, 'heun': heun, 'multistep': multistep, 'meanflow': meanflow}
 
 
 def sample(
@@ -61,8 +67,8 @@ def sample(
     step = SAMPLERS[sampler]
     times = jnp.linspace(start, 1.0, steps + 1)
 
-    def v(z, t):
-        x_hat = denoise(z, t[None]).astype(jnp.float32)
+    def v(z, t, *end):
+        x_hat = denoise(z, t[None], *(one[None] for one in end)).astype(jnp.float32)
         return velocity(x_hat, z, t[None], d)
 
     def advance(carry, ends):
@@ -75,5 +81,6 @@ def sample(
     (z, _), _ = jax.lax.scan(advance, carry, (times[:-2], times[1:-1]))
     t = times[-2]
     way = (1 - t) / jnp.maximum(1 - t, d.t_eps)  # from z to x̂, for Euler's step from t to 1
-    x_hat = denoise(z, t[None]).astype(jnp.float32)
+    end = times[-1:] if sampler == 'meanflow' else None
+    x_hat = denoise(z, t[None], *([] if end is None else [end])).astype(jnp.float32)
     return (1 - way) * z + way * x_hat  # not z + way · (x̂ − z), which rounds x̂

@@ -34,6 +34,7 @@ class JiT(nn.Module):
       reference_place: 'aligned' with the target, or 'free' beside it.
       token_width: E, of condition tokens; 0: none.
       vocabulary: where tokens come as numbers, how many there are; 0: they come as embeddings.
+      end_time, guidance: whether a step's end, and a scale of guidance, enter beside t (MeanFlow).
       tables: 'sincos' or 'zero', the start of both pairs of position tables.
       freeze_tables: the target's pair stays as it starts.
       null: what no condition is: 'mask' (zeros, dead) or 'token' (a learned token, live, in all 256
@@ -59,6 +60,8 @@ class JiT(nn.Module):
     reference_place: str = 'aligned'
     token_width: int = 0
     vocabulary: int = 0
+    end_time: bool = False
+    guidance: bool = False
     tables: str = 'sincos'
     freeze_tables: bool = True
     null: str = 'mask'
@@ -105,6 +108,12 @@ class JiT(nn.Module):
         if self.reference_images:
             shape = (self.reference_images, self.width)
             self.which_reference = self.param('which_reference', normal, shape)
+        # Their last layers are zero: a model begins with what it does without them.
+        if self.end_time:
+            self.end_in, self.end_out = Linear((self.width,), normal), Linear((self.width,), zeros)
+        if self.guidance:
+            self.guidance_in = Linear((self.width,), normal)
+            self.guidance_out = Linear((self.width,), zeros)
 
     def _init_blocks(self, key):
         x = jnp.zeros((1, 1, self.width), self.dtype)
@@ -130,6 +139,8 @@ class JiT(nn.Module):
         references=(),
         references_valid=None,
         *,
+        end=None,
+        guidance=None,
         layers: list | None = None,
         train: bool = False,
     ):
@@ -147,6 +158,8 @@ class JiT(nn.Module):
         cond_tokens_valid: bool [B, m], the live tokens of each row; None: all.
         references: more images like cond, [B, Hr, Wr, C] each, at most reference_images of them.
         references_valid: bool [B, r], their live patches, image after image; None: all.
+        end: like t, where the step ends that x̂ is of, with end_time alone; None: at t.
+        guidance: like t, a scale other than 0, with the model's guidance alone; None: 1.
         layers: the blocks' weights one by one, as `layers_of` gives them: for many passes without a
           gradient that share them. None: those of the parameters.
         train: dropout is on, and needs rngs={'dropout': key}.
@@ -165,7 +178,7 @@ class JiT(nn.Module):
         target = self.target_embed(sequence.patchify(z, self.patch), GRID, GRID)
         x = jnp.concatenate([condition, target], 1)  # [B, S, D]
 
-        c = self.time_out(jax.nn.silu(self.time_in(time_features(t))))  # [B or 1, D]
+        c = self._time_embedding(t, end, guidance)  # [B or 1, D]
         class_tokens = None
         if label is not None:
             y = self._label_embedding(label, label_valid)  # [B, D]
@@ -253,6 +266,17 @@ class JiT(nn.Module):
         if self.vocabulary:
             return jnp.zeros((1, 1), jnp.int32)
         return jnp.zeros((1, 1, self.token_width))
+
+    def _time_embedding(self, t, end, guidance):
+        """float32 [B or 1, D]: of t, and of what else the model takes beside it."""
+        c = self.time_out(jax.nn.silu(self.time_in(time_features(t))))
+        if self.end_time:
+            step = jnp.zeros_like(t) if end is None else end - t
+            c = c + self.end_out(jax.nn.silu(self.end_in(time_features(step))))
+        if self.guidance:
+            beyond = jnp.zeros(1) if guidance is None else 1 - 1 / guidance
+            c = c + self.guidance_out(jax.nn.silu(self.guidance_in(time_features(beyond))))
+        return c
 
     def _label_embedding(self, label, label_valid):
         """float32 [B, D]; zero for rows that have no label at all."""

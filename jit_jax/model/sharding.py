@@ -41,8 +41,8 @@ RULES = (
     (r'token_embed/out/kernel', P(None, 'fsdp')),  # [E, D]
     (r'token_embed/(table|positions)', P(None, 'fsdp')),  # [V, E], [256, D]
     (r'token_embed/out/bias', P()),
-    (r'(time_in|time_out)/kernel', P('fsdp', None)),
-    (r'(time_in|time_out)/bias', P()),
+    (r'(time|end|guidance)_(in|out)/kernel', P('fsdp', None)),
+    (r'(time|end|guidance)_(in|out)/bias', P()),
     (r'final_modulation/kernel', P('fsdp', None, 'tensor')),
     (r'final_modulation/bias', P()),
     (r'final/kernel', P('fsdp', None)),

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jit_jax import data
-from jit_jax.diffusion import conditions
+from jit_jax.diffusion import conditions, meanflow
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
@@ -41,11 +41,16 @@ class Programs:
     like: state.TrainState  # shapes, dtypes and shardings of the state
     attention: str  # the backends that the step uses
     remarks: str  # what was chosen for these devices and why, in one line
-    flops: int  # of one image in a step, in matrix products
+    forward_flops: int  # of one image in a pass of the network, in matrix products
 
     @property
     def model(self) -> JiT:
         return self.recipe.model
+
+    @property
+    def flops(self) -> float:
+        """Of one image in a step: a pass, the backward pass of two, and what MeanFlow adds."""
+        return self.forward_flops * (3 + meanflow.passes(self.diffusion))
 
     @property
     def diffusion(self) -> Diffusion:
@@ -156,7 +161,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         like=jax.tree.map(placed, shapes, places),
         attention=backends,
         remarks=remarks(config, recipe.model, mesh, backends, shapes),
-        flops=6 * forward_multiply_adds(recipe.model, patches, tokens, labelled=labelled),
+        forward_flops=2 * forward_multiply_adds(recipe.model, patches, tokens, labelled=labelled),
     )
 
 
@@ -190,7 +195,9 @@ def network(config, device=None) -> JiT:
 
 def diffusion(config) -> Diffusion:
     """The numbers of the objective."""
-    return Diffusion(**config['diffusion'])
+    section = config['diffusion']
+    numbers = {name: section[name] for name in section}
+    return Diffusion(**numbers | {'guidance': tuple(numbers['guidance'])})  # JSON has lists
 
 
 def settings(config) -> Settings:

@@ -19,7 +19,7 @@ from jit_jax.errors import UserError, did_you_mean
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
-from jit_jax.recipe import kinds
+from jit_jax.recipe import few_steps, kinds
 
 CHOICES = {  # one of these
     'model.tables': ('sincos', 'zero'),
@@ -39,6 +39,10 @@ CHOICES = {  # one of these
     'model.freeze_tables': (True, False),
     'diffusion.predict': objective.QUANTITIES,
     'diffusion.loss': objective.QUANTITIES,
+    'diffusion.objective': objective.OBJECTIVES,
+    'diffusion.follow': objective.FOLLOW,
+    'model.end_time': (True, False),
+    'model.guidance': (True, False),
     'optimizer.schedule': ('constant', 'cosine'),
     'optimizer.mu_dtype': ('float32', 'bfloat16'),
     'ema.memory': tuple(sharding.MEMORY),
@@ -58,6 +62,7 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'model.reference_images': 0,
     'model.token_width': 0,
     'model.vocabulary': 0,
+    'diffusion.mean_every': 1,
     'data.threads': 0,
     'data.prefetch': 0,
     'condition.factor': 1,
@@ -83,6 +88,7 @@ RANGES = {  # finite numbers, from low to below high
     'diffusion.t_mean': (-math.inf, math.inf),
     'diffusion.t_std': (0, math.inf),
     'diffusion.t_eps': (0, 1),
+    'diffusion.uniform': (0, 1),
     'optimizer.base_lr': (0, math.inf),
     'optimizer.b1': (0, 1),
     'optimizer.b2': (0, 1),
@@ -134,6 +140,7 @@ def check(config) -> None:
     _check_tuples(config)
     _check_what_is_here(config)
     _check_condition(config)
+    few_steps.check(config)
 
 
 def lookup(config, key: str) -> object:
@@ -226,6 +233,7 @@ def _check_tuples(config):
     _check_rows(config, 'mesh', 3, _is_whole, 'whole numbers')
     _check_rows(config, 'sample.interval', 2, _is_number, 'numbers')
     _check_rows(config, 'condition.hole', 2, _is_whole, 'whole numbers')
+    _check_rows(config, 'diffusion.guidance', 2, _is_number, 'numbers')
     low, high = config['sample']['interval']
     if not low < high:
         raise UserError(

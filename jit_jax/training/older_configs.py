@@ -10,6 +10,8 @@ ADDED = {
         'reference_place': 'aligned',
         'token_width': 0,
         'vocabulary': 0,
+        'end_time': False,
+        'guidance': False,
     },
     'condition': {
         'degradations': 1,
@@ -21,7 +23,15 @@ ADDED = {
         'embeddings': '',
     },
     'data': {'holdout': 'spread', 'palette': ''},
-    'diffusion': {'predict': 'x', 'loss': 'v'},
+    'diffusion': {
+        'predict': 'x',
+        'loss': 'v',
+        'objective': 'flow',
+        'mean_every': 2,
+        'uniform': 0.1,
+        'guidance': [1.0, 1.0],
+        'follow': 'data',
+    },
 }
 
 

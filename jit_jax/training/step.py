@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jit_jax.diffusion import conditions, objective
+from jit_jax.diffusion import conditions, meanflow, objective
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.model.jit import JiT
 from jit_jax.training import ema
@@ -62,29 +62,52 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
 
     Returns {'x': clean images [B, H, W, C] in [−1, 1], 'z': noisy ones, 't': times [B],
     'conditioning': keywords of `JiT.__call__`}, all with rows first. Every row loses its condition
-    with probability `recipe.drop`.
+    with probability `recipe.drop`. With MeanFlow, `end` is among the keywords, as
+    `meanflow.draw` has it.
     """
     t_key, noise_key, condition_key, drop_key = keys_of_draw(key)
     d, model = recipe.diffusion, recipe.model
     x = conditions.from_uint8(batch['image'])
-    t = objective.sample_t(t_key, len(x), d)
+    t, told = objective.sample_t(t_key, len(x), d), {}
+    if d.objective == 'meanflow':
+        t, told = meanflow.draw(t_key, len(x), d, recipe.accumulate)
     z = objective.add_noise(x, d.noise_scale * jax.random.normal(noise_key, x.shape), t)
     conditioning = recipe.condition(x, batch, condition_key)
     if conditioning and recipe.drop:
         conditioning = conditions.drop(
             conditioning, drop_key, recipe.drop, p=model.patch, null_class=model.num_classes
         )
-    return {'x': x, 'z': z, 't': t, 'conditioning': conditioning}
+    return {'x': x, 'z': z, 't': t, 'conditioning': conditioning | told}
 
 
 def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Array:
     """The mean loss over what `draw` returned: a float32 scalar."""
     x, z, t = drawn['x'], drawn['z'], drawn['t']
+    if recipe.diffusion.objective == 'meanflow':
+        x = mean_truth(params, drawn, recipe)
     rngs = {'dropout': dropout_key}
     output = recipe.model.apply(
         {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
     )
     return jnp.mean(objective.loss(output, x, z, t, recipe.diffusion))
+
+
+def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:
+    """What MeanFlow regresses x̂ on, by the network itself, with neither dropout nor gradient.
+
+    Its derivatives along the flow are `jax.jvp`'s. These passes use plain XLA for attention
+    whatever config.compute.attention is: neither cuDNN's nor splash's has a derivative in forward
+    mode. The pass that the gradient goes through, and its backward pass, keep theirs.
+    """
+    d = recipe.diffusion
+    model = recipe.model.clone(attention='xla', remat='none')
+    params = jax.lax.stop_gradient(params)
+
+    def network(z, t, **told):
+        return objective.clean_image(model.apply({'params': params}, z, t, **told), z, t, d)
+
+    x, z, t, told = drawn['x'], drawn['z'], drawn['t'], drawn['conditioning']
+    return meanflow.truth(network, x, z, t, told, d, model.num_classes)
 
 
 def loss_and_gradients(

@@ -1,0 +1,122 @@
+"""MeanFlow on x-prediction: the average velocity between two times, for samples in a few passes.
+
+Sources: MeanFlow (arXiv 2505.13447), improved MeanFlow (2512.02012), pixel MeanFlow (2601.22158).
+They count time from the image to the noise; here it runs from the noise, t = 0, to the image,
+t = 1, and a step goes from t to a later `end` r ≥ t.
+
+The average velocity over a step is u(z, t, r) = 1/(r − t) · ∫ v(z_τ, τ) dτ from t to r, along the
+flow dz/dτ = v. So (r − t)·u is where the flow ends less where it begins, and the derivative in t
+along the flow, r fixed, is MeanFlow's identity in this direction of time:
+
+    −u + (r − t)·du/dt = −v,   u = v + (r − t)·du/dt,   du/dt = v·∂u/∂z + ∂u/∂t.
+
+Pixel MeanFlow lets the network say x̂(z, t, r) = z + (1 − t)·u. At r = t that is the x̂ of a flow,
+and at r = 1 the image where the flow ends. With u in terms of x̂, and ρ = (r − t)/(1 − t) in [0, 1],
+the identity is free of divisions by 1 − t:
+
+    x̂(z, t, r) = x̂(z, t, t) + [(r − t)·dx̂/dt] + ρ·(x̂(z, t, r) − x̂(z, t, t)),
+
+where the bracket is one derivative of x̂(·, ·, r), in the direction (ρ·(x̂(z, t, t) − z), r − t).
+
+Improved MeanFlow regresses u − (r − t)·stop_gradient(du/dt) on x − e, and takes the direction from
+the network's own v. That is the regression of x̂(z, t, r) on the right side above, held fixed, with
+the image x in place of x̂(z, t, t): `truth`. Under a loss of v it is the published one, clamp
+included, and at r = t it is the loss of a flow.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jit_jax.diffusion import conditions, objective
+from jit_jax.diffusion.objective import Diffusion, expand
+
+Network = Callable[..., jax.Array]  # (z, t, **keywords of `JiT.__call__`) → x̂ float32
+
+
+def draw(key, batch: int, d: Diffusion, parts: int = 1) -> tuple[jax.Array, dict]:
+    """Times t float32 [B], and what a network is told beside them: `end`, and `guidance` where d
+    has a range of it, float32 [B].
+
+    The last of every d.mean_every rows (of each of `parts` parts of a batch, to which rows go in
+    turn) has a step from t to end: two times in order, drawn as `sample_t` does, or uniformly
+    in a share d.uniform of rows. The others are of a flow: end = t. Guidance is drawn uniformly
+    between the logarithms of d.guidance.
+    """
+    keys = jax.random.split(key, 3)
+    first, second = _times(keys[0], batch, d), _times(keys[1], batch, d)
+    mean = (jnp.arange(batch) // parts) % d.mean_every == d.mean_every - 1
+    t = jnp.where(mean, jnp.minimum(first, second), first)
+    told = {'end': jnp.where(mean, jnp.maximum(first, second), first)}
+    low, high = d.guidance
+    if low != high:
+        share = jax.random.uniform(keys[2], (batch,))
+        told['guidance'] = low * (high / low) ** share
+    return t, told
+
+
+def _times(key, batch: int, d: Diffusion) -> jax.Array:
+    keys = jax.random.split(key, 3)
+    uniform = jax.random.uniform(keys[0], (batch,)) < d.uniform
+    anywhere = jax.random.uniform(keys[1], (batch,))
+    return jnp.where(uniform, anywhere, objective.sample_t(keys[2], batch, d))
+
+
+def truth(network: Network, x, z, t, told: dict, d: Diffusion, null_class: int = 0) -> jax.Array:
+    """What x̂(z, t, end) is to be regressed on in place of x, float32 [B, H, W, C].
+
+    network: of weights through which no gradient goes. told: all that it is told beside z and t,
+    rows first, with what `draw` gives among it. Rows where end = t keep x, or what guidance makes
+    of it.
+    """
+    every, rows = d.mean_every, {'x': x, 'z': z, 't': t, 'told': told}
+    if 'guidance' in told:
+        rows['here'] = network(z, t, **told | {'end': t})
+        x = rows['x'] = guided(network, rows, null_class)
+
+    def last(rows):  # of every so many
+        return rows.reshape(-1, every, *rows.shape[1:])[:, -1]
+
+    stepping = mean(network, jax.tree.map(last, rows), d)
+    return x.reshape(-1, every, *x.shape[1:]).at[:, -1].set(stepping).reshape(x.shape)
+
+
+def mean(network: Network, rows: dict, d: Diffusion) -> jax.Array:
+    """The right side of the identity, with x in place of x̂(z, t, t) unless d.follow is 'model'.
+
+    rows: x, z, t and told as `truth` takes them, and `here` where x̂(z, t, t) is known.
+    """
+    x, z, t, told = (rows[name] for name in ('x', 'z', 't', 'told'))
+    here = rows['here'] if 'here' in rows else network(z, t, **told | {'end': t})
+    step = told['end'] - t
+    share = expand(step / jnp.maximum(1 - t, jnp.finfo(jnp.float32).tiny), z)
+
+    def ahead(z, t):
+        return network(z, t, **told)
+
+    x_hat, change = jax.jvp(ahead, (z, t), (share * (here - z), step))
+    return (here if d.follow == 'model' else x) + change + share * (x_hat - here)
+
+
+def guided(network: Network, rows: dict, null_class: int) -> jax.Array:
+    """x as guidance w wants it: x + (1 − 1/w)·(x̂ − x̂ of the same rows without their condition).
+
+    As improved MeanFlow has it, in x: a network x̂ that is told w then comes to be x_null +
+    w·(x_cond − x_null), as if two networks were mixed. Rows without a condition keep x.
+    """
+    x, z, t, told = (rows[name] for name in ('x', 'z', 't', 'told'))
+    conditioning = {name: told[name] for name in told if name not in ('end', 'guidance')}
+    null = conditions.null(conditioning, null_class)
+    without = network(z, t, **null, end=t, guidance=told['guidance'])
+    return x + expand(1 - 1 / told['guidance'], x) * (rows['here'] - without)
+
+
+def passes(d: Diffusion) -> float:
+    """What the targets of one image cost in a step, in forward passes: `mean`, whose derivative is
+    a pass beside that of its value, and two more with guidance.
+    """
+    if d.objective == 'flow':
+        return 0
+    low, high = d.guidance
+    return 2 + 2 / d.mean_every if low != high else 3 / d.mean_every

@@ -1,0 +1,57 @@
+"""What MeanFlow needs of a config, and what a run that learned it can be asked for."""
+
+from jit_jax.errors import UserError
+
+SAMPLER = 'meanflow'  # the one of SAMPLERS that needs an end time
+
+
+def check(config) -> None:
+    """Raises UserError for a config whose parts of MeanFlow do not fit each other."""
+    d, m = config['diffusion'], config['model']
+    learns = d['objective'] == 'meanflow'
+    if learns != m['end_time']:
+        raise UserError(
+            'config.diffusion.objective=meanflow and config.model.end_time=True go together; '
+            'set both, or neither.'
+        )
+    low, high = d['guidance']
+    if not 0 < low <= high:
+        raise UserError(
+            f'config.diffusion.guidance is (low, high) with 0 < low ≤ high; got {(low, high)}.'
+        )
+    if m['guidance'] != (low != high):
+        raise UserError(
+            'config.model.guidance=True and a range, such as config.diffusion.guidance=(1.0, 3.0), '
+            'go together; set both, or neither.'
+        )
+    if m['guidance'] and (not learns or config['condition']['kind'] == 'none'):
+        raise UserError(
+            'config.model.guidance is of config.diffusion.objective=meanflow with a condition; '
+            'leave it out.'
+        )
+    rows, every = config['batch_size'] // config['accumulate'], d['mean_every']
+    if learns and rows % every:
+        raise UserError(
+            f'config.diffusion.mean_every={every} must divide the rows of a batch, or of each of '
+            f'its parts ({rows}); 1 always does.'
+        )
+    s = config['sample']
+    check_asked(config, s['sampler'], s['guidance'], prefix='config.sample.')
+
+
+def check_asked(config, sampler: str | None, guidance: float | None, *, prefix: str = '') -> None:
+    """Raises UserError for a sampler or a guidance that a run never learned; None is its own."""
+    m = config['model']
+    if sampler == SAMPLER and not ('end_time' in m and m['end_time']):
+        raise UserError(
+            f'{prefix}sampler=meanflow needs a run that learned it '
+            '(config.diffusion.objective=meanflow); use heun.'
+        )
+    if guidance is None or not ('guidance' in m and m['guidance']):
+        return
+    low, high = config['diffusion']['guidance']
+    if not low <= guidance <= high:
+        raise UserError(
+            f'{prefix}guidance: this run learned scales from {low:g} to {high:g}; '
+            f'got {guidance:g}.'
+        )
