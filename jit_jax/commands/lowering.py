@@ -181,11 +181,10 @@ def activations(run: Programs) -> int:
     The compiler may do with less. What grows with the batch, found from two of them, so that
     parameters and constants do not count.
     """
-    unit = run.mesh.shape['data'] * run.mesh.shape['fsdp']
-    rows = run.config.batch_size // run.config.accumulate
-    if run.diffusion.objective == 'meanflow':
-        unit *= run.diffusion.mean_every
-    return (_kept(run, 2 * unit) - _kept(run, unit)) * rows // unit // split
+    split = run.mesh.shape['data'] * run.mesh.shape['fsdp']
+    rows = run.config.batch_size // run.config.accumulate // split
+    unit = split if run.diffusion.objective == 'flow' else split * run.diffusion.mean_every
+    return (_kept(run, 2 * unit) - _kept(run, unit)) * rows // unit
 
 
 def _kept(run: Programs, rows: int) -> int:
