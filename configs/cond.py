@@ -1,6 +1,7 @@
 """Fine-tuning with a condition: the recipe of `uncond.py` with some of the first 256 slots live.
 
 python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
+python train.py --config=configs/cond.py:digits_meanflow --config.init_from=runs/cond  # in a pass
 python train.py --config=configs/cond.py:digits_text     # digits from captions: ten minutes
 python train.py --config=configs/cond.py:handwriting     # a digit by the hand of another one
 python train.py --config=configs/cond.py:omniglot        # a character from two drawings of it
@@ -19,6 +20,7 @@ from jit_jax.errors import UserError, did_you_mean
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
+    'digits_meanflow': 'the same in one pass, with --config.init_from=runs/cond: minutes',
     'digits_text': 'handwritten digits from captions, such as "a seven or a two": ten minutes',
     'handwriting': 'a digit of a class by the hand that wrote another digit: on a laptop',
     'omniglot': 'a drawing of a character that was never seen, from two drawings: on a laptop',
@@ -39,6 +41,7 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         near = did_you_mean(preset, PRESETS)
         raise UserError(f'{there}; {near}' if near else f'{there}.')
     own = {'digits_text': digits_text, 'handwriting': handwriting, 'omniglot': omniglot}
+    own['digits_meanflow'] = digits_meanflow
     if preset in own:
         return own[preset]()
     name = preset.removesuffix('_class')
@@ -56,6 +59,13 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         config.condition.factor = 2  # 8 × 8 patches: 64 live slots
     if name.endswith('_cpu'):
         config.evaluate.every = uncond.share(config.get_ref('steps'), 2)
+    return config
+
+
+def digits_meanflow() -> ConfigDict:
+    """From the run of `digits`: the same holes, filled in by one pass of the network."""
+    config = uncond.in_few_steps(get_config('digits'))
+    config.sample.steps = 1
     return config
 
 

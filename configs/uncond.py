@@ -19,7 +19,7 @@ SIZES = 'blhg'
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
-    'digits_meanflow': 'the same in one or two passes, from --config.init_from=runs/uncond: minutes',
+    'digits_meanflow': 'the same in one or two passes, with --config.init_from=runs/uncond',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
     'folder_cpu': 'your own images at 32×32, --config.data.path=FOLDER: ten minutes on a laptop',
 }
@@ -176,11 +176,11 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion.objective = 'flow'
     # meanflow: of so many rows one has a step from t to a later time, the others are of the flow
     config.diffusion.mean_every = 2
-    config.diffusion.uniform = 0.1  # meanflow: share of times that are drawn uniformly
+    config.diffusion.uniform = 0.5  # meanflow: share of rows whose times are drawn uniformly
     # meanflow: low and high, drawn between for each row with model.guidance
     config.diffusion.guidance = (1.0, 1.0)
-    # meanflow: what steps are regressed on: data, as published, or the model's own flow
-    config.diffusion.follow = 'data'
+    # meanflow: a row weighs its loss to minus this power; 0: all alike, 1: as published
+    config.diffusion.adaptive = 0.0
 
 
 def _optimizer(config: ConfigDict, steps: FieldReference) -> None:

@@ -73,7 +73,7 @@ def generate(
     model = model.clone(scan=True, remat='none')
 
     asked = {}
-    if model.guidance and conditioning and scale is not None:
+    if conditioning and scale is not None and model.guidance:
         asked['guidance'] = jnp.reshape(scale, 1)
 
     def denoiser(conditioning):

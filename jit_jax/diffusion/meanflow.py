@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.objective import Diffusion, expand
 
+SMOOTH = 0.01  # keeps the weight of a row that is right from growing without bounds
 Network = Callable[..., jax.Array]  # (z, t, **keywords of `JiT.__call__`) → x̂ float32
 
 
@@ -44,8 +45,9 @@ def draw(key, batch: int, d: Diffusion, parts: int = 1) -> tuple[jax.Array, dict
     in a share d.uniform of rows. The others are of a flow: end = t. Guidance is drawn uniformly
     between the logarithms of d.guidance.
     """
-    keys = jax.random.split(key, 3)
-    first, second = _times(keys[0], batch, d), _times(keys[1], batch, d)
+    keys = jax.random.split(key, 4)
+    uniform = jax.random.uniform(keys[3], (batch,)) < d.uniform
+    first, second = _times(keys[0], uniform, d), _times(keys[1], uniform, d)
     mean = (jnp.arange(batch) // parts) % d.mean_every == d.mean_every - 1
     t = jnp.where(mean, jnp.minimum(first, second), first)
     told = {'end': jnp.where(mean, jnp.maximum(first, second), first)}
@@ -56,11 +58,11 @@ def draw(key, batch: int, d: Diffusion, parts: int = 1) -> tuple[jax.Array, dict
     return t, told
 
 
-def _times(key, batch: int, d: Diffusion) -> jax.Array:
-    keys = jax.random.split(key, 3)
-    uniform = jax.random.uniform(keys[0], (batch,)) < d.uniform
-    anywhere = jax.random.uniform(keys[1], (batch,))
-    return jnp.where(uniform, anywhere, objective.sample_t(keys[2], batch, d))
+def _times(key, uniform, d: Diffusion) -> jax.Array:
+    """float32 [B]; uniform: bool [B]."""
+    keys = jax.random.split(key)
+    anywhere = jax.random.uniform(keys[0], uniform.shape)
+    return jnp.where(uniform, anywhere, objective.sample_t(keys[1], len(uniform), d))
 
 
 def truth(network: Network, x, z, t, told: dict, d: Diffusion, null_class: int = 0) -> jax.Array:
@@ -78,12 +80,12 @@ def truth(network: Network, x, z, t, told: dict, d: Diffusion, null_class: int =
     def last(rows):  # of every so many
         return rows.reshape(-1, every, *rows.shape[1:])[:, -1]
 
-    stepping = mean(network, jax.tree.map(last, rows), d)
+    stepping = mean(network, jax.tree.map(last, rows))
     return x.reshape(-1, every, *x.shape[1:]).at[:, -1].set(stepping).reshape(x.shape)
 
 
-def mean(network: Network, rows: dict, d: Diffusion) -> jax.Array:
-    """The right side of the identity, with x in place of x̂(z, t, t) unless d.follow is 'model'.
+def mean(network: Network, rows: dict) -> jax.Array:
+    """The right side of the identity, with x in place of x̂(z, t, t).
 
     rows: x, z, t and told as `truth` takes them, and `here` where x̂(z, t, t) is known.
     """
@@ -96,7 +98,7 @@ def mean(network: Network, rows: dict, d: Diffusion) -> jax.Array:
         return network(z, t, **told)
 
     x_hat, change = jax.jvp(ahead, (z, t), (share * (here - z), step))
-    return (here if d.follow == 'model' else x) + change + share * (x_hat - here)
+    return x + change + share * (x_hat - here)
 
 
 def guided(network: Network, rows: dict, null_class: int) -> jax.Array:
@@ -110,6 +112,16 @@ def guided(network: Network, rows: dict, null_class: int) -> jax.Array:
     null = conditions.null(conditioning, null_class)
     without = network(z, t, **null, end=t, guidance=told['guidance'])
     return x + expand(1 - 1 / told['guidance'], x) * (rows['here'] - without)
+
+
+def weighted(loss, pixels: int, d: Diffusion) -> jax.Array:
+    """The loss of rows [B], whose gradients weigh 1/(its sum over `pixels` + 0.01)^d.adaptive.
+
+    That is MeanFlow's weight, with the constant of the improved one. It is no part of the value,
+    which would be close to 1 whatever the network says.
+    """
+    weight = (jax.lax.stop_gradient(loss) * pixels + SMOOTH) ** -d.adaptive
+    return weight * loss + jax.lax.stop_gradient((1 - weight) * loss)
 
 
 def passes(d: Diffusion) -> float:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 QUANTITIES = ('x', 'eps', 'v')  # what a network can predict, and what a loss can be of
 T_EPS = 0.05  # as published
 OBJECTIVES = ('flow', 'meanflow')  # x̂ of the velocity at t, or of the average one from t to an end
-FOLLOW = ('data', 'model')  # what the average velocity is of: x − e, or the model's own v
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Diffusion:
     clamped at t_eps wherever something is divided by them; samplers have a t_eps of their own.
     predict: what the network's output is; loss: what the squared error is of; both of QUANTITIES.
     objective: what x̂ is of, one of OBJECTIVES; the rest is of `meanflow.py` alone: of how many rows
-    one has a step, the share of uniform times, the range of guidance, and what steps follow.
+    one has a step, the share of uniform times, the range of guidance, and the power by which rows
+    of a large loss weigh less.
     """
 
     noise_scale: float
@@ -36,9 +36,9 @@ class Diffusion:
     loss: str = 'v'
     objective: str = 'flow'
     mean_every: int = 2
-    uniform: float = 0.1
+    uniform: float = 0.5
     guidance: tuple[float, float] = (1.0, 1.0)
-    follow: str = 'data'
+    adaptive: float = 0.0
 
 
 def expand(t, like) -> jax.Array:

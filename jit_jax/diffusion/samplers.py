@@ -40,7 +40,7 @@ def multistep(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.A
 
 
 def meanflow(v: Denoise, z, t, t_next, before, first) -> tuple[jax.Array, jax.Array]:
-    """z + (t' − t)·u(z, t, t'), by the average velocity u that the network has learned. One pass."""
+    """z + (t' − t)·u(z, t, t'), by the average velocity u that a network has learned. One pass."""
     now = v(z, t, t_next)
     return z + (t_next - t) * now, now
 

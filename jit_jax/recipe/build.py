@@ -197,7 +197,9 @@ def diffusion(config) -> Diffusion:
     """The numbers of the objective."""
     section = config['diffusion']
     numbers = {name: section[name] for name in section}
-    return Diffusion(**numbers | {'guidance': tuple(numbers['guidance'])})  # JSON has lists
+    if 'guidance' in numbers:
+        numbers['guidance'] = tuple(numbers['guidance'])  # JSON has lists
+    return Diffusion(**numbers)
 
 
 def settings(config) -> Settings:

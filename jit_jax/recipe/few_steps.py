@@ -29,6 +29,10 @@ def check(config) -> None:
             'config.model.guidance is of config.diffusion.objective=meanflow with a condition; '
             'leave it out.'
         )
+    if d['adaptive'] and not learns:
+        raise UserError(
+            'config.diffusion.adaptive is of config.diffusion.objective=meanflow; leave it at 0.'
+        )
     rows, every = config['batch_size'] // config['accumulate'], d['mean_every']
     if learns and rows % every:
         raise UserError(
@@ -52,6 +56,5 @@ def check_asked(config, sampler: str | None, guidance: float | None, *, prefix: 
     low, high = config['diffusion']['guidance']
     if not low <= guidance <= high:
         raise UserError(
-            f'{prefix}guidance: this run learned scales from {low:g} to {high:g}; '
-            f'got {guidance:g}.'
+            f'{prefix}guidance: this run learned scales from {low:g} to {high:g}; got {guidance:g}.'
         )

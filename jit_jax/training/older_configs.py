@@ -28,9 +28,9 @@ ADDED = {
         'loss': 'v',
         'objective': 'flow',
         'mean_every': 2,
-        'uniform': 0.1,
+        'uniform': 0.5,
         'guidance': [1.0, 1.0],
-        'follow': 'data',
+        'adaptive': 0.0,
     },
 }
 

@@ -1,5 +1,6 @@
 """One training step: a batch of uint8 images → loss → a new state, in one pure program."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,7 +90,10 @@ def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Ar
     output = recipe.model.apply(
         {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
     )
-    return jnp.mean(objective.loss(output, x, z, t, recipe.diffusion))
+    rows = objective.loss(output, x, z, t, recipe.diffusion)
+    if recipe.diffusion.adaptive:
+        rows = meanflow.weighted(rows, math.prod(x.shape[1:]), recipe.diffusion)
+    return jnp.mean(rows)
 
 
 def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:

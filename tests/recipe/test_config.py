@@ -19,9 +19,10 @@ SIZES = [
     for size, patch in ((256, 16), (512, 32))
     for variant in 'blhg'
 ]
-UNCOND = ['digits', 'folder', 'folder_cpu', *SIZES]
+UNCOND = ['digits', 'digits_meanflow', 'folder', 'folder_cpu', *SIZES]
 COND = [
     'digits',
+    'digits_meanflow',
     'folder',
     'folder_cpu',
     'pairs',
@@ -79,10 +80,10 @@ def test_every_preset_is_a_run_that_could_start(regime, name):
     assert (conditioning == {}) == (regime is uncond)
 
 
-@pytest.mark.parametrize('name', ['digits', *SIZES])
+@pytest.mark.parametrize('name', ['digits', 'digits_meanflow', *SIZES])
 def test_regimes_share_their_architecture(name):
     models = [regime.get_config(n).model.to_dict() for regime, n in ((uncond, name), (cond, name))]
-    models += [cond.get_config(f'{name}_class').model.to_dict()] if name != 'digits' else []
+    models += [cond.get_config(f'{name}_class').model.to_dict()] if name in SIZES else []
     assert all(model == models[0] for model in models)
 
 
@@ -104,6 +105,11 @@ def test_published_recipe(regime, name):
         t_eps=0.05,
         predict='x',
         loss='v',
+        objective='flow',
+        mean_every=2,
+        uniform=0.5,
+        guidance=(1.0, 1.0),
+        adaptive=0.0,
     )
     rate = optimizer.learning_rate(o.base_lr, config.batch_size, config.steps, o.warmup, o.schedule)
     assert [float(rate(s)) for s in (0, o.warmup, config.steps)] == pytest.approx([0, 2e-4, 2e-4])
@@ -283,6 +289,13 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'diffusion.t_std': [-1.0, INF],
         'diffusion.predict': ['e', 'velocity', ''],
         'diffusion.loss': ['noise', None],
+        'diffusion.objective': ['mean', 'meanflow'],
+        'diffusion.mean_every': [0],
+        'diffusion.uniform': [-0.1, 1.0],
+        'diffusion.guidance': [(0.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, NAN)],
+        'diffusion.adaptive': [-1.0, 1.0],
+        'model.end_time': [True],
+        'model.guidance': [True],
         'optimizer.base_lr': [-1.0, NAN, INF],
         'optimizer.b1': [1.0, -0.1],
         'optimizer.b2': [1.5, NAN],
