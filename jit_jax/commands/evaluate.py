@@ -21,11 +21,13 @@ import jax
 
 from jit_jax.commands import command_line, environment
 from jit_jax.diffusion.generate import Settings
+from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.evaluation import measure
 from jit_jax.evaluation.results import Cell, CellMeasure, MeasuredRun, Remembered
 from jit_jax.evaluation.sweep import SCORES, Sweep, parse_axes
 from jit_jax.hardware import compiler
+from jit_jax.recipe import few_steps
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -47,6 +49,7 @@ def define_flags(parser: command_line.Parser) -> None:
         help='image i depends on the seed and on i alone',
     )
     add('--steps', type=count, help="sampler steps; the run's own by default")
+    add('--sampler', choices=sorted(SAMPLERS), help="the run's own by default")
     add(
         '--guidance',
         type=command_line.finite_number,
@@ -104,6 +107,7 @@ def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
     emas = axes.get('ema', [args.ema])
     run = MeasuredRun(args.workdir, emas)
     check_guidance(args, axes, run.model.config)
+    check_learned(args, axes, run.model.config)
     files = measure.Files(
         inception=args.inception,
         reference=args.reference,
@@ -149,6 +153,15 @@ def check_guidance(args: argparse.Namespace, axes: dict, config: dict) -> None:
         raise UserError('--guidance does nothing in a run without a condition; leave it out.')
 
 
+def check_learned(args: argparse.Namespace, axes: dict, config: dict) -> None:
+    """Raises UserError for a sampler or a guidance that needs a run that learned it."""
+    few_steps.check_asked(config, args.sampler, args.guidance, prefix='--')
+    for sampler in axes.get('sampler', [None]):
+        few_steps.check_asked(config, sampler, None, prefix='--sweep ')
+    for guidance in axes.get('guidance', [None]):
+        few_steps.check_asked(config, None, guidance, prefix='--sweep ')
+
+
 def chosen_metrics(args: argparse.Namespace, config: dict, files: measure.Files) -> list[str]:
     """By --metrics, or by what the run and the files allow. Raises UserError for what cannot be."""
     names = args.metrics
@@ -173,6 +186,8 @@ def swept_metric(names: list[str]) -> str:
 def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
     """The run's way to sample, with what flags change."""
     changed = {}
+    if args.sampler is not None:
+        changed['sampler'] = args.sampler
     if args.steps is not None:
         changed['steps'] = args.steps
     if args.guidance is not None:

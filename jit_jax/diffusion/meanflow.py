@@ -65,37 +65,48 @@ def _times(key, uniform, d: Diffusion) -> jax.Array:
     return jnp.where(uniform, anywhere, objective.sample_t(keys[1], len(uniform), d))
 
 
-def truth(network: Network, x, z, t, told: dict, d: Diffusion, null_class: int = 0) -> jax.Array:
+def truth(
+    network: Network,
+    derived: Network,
+    rows: dict,
+    d: Diffusion,
+    null_class: int = 0,
+) -> jax.Array:
     """What x̂(z, t, end) is to be regressed on in place of x, float32 [B, H, W, C].
 
-    network: of weights through which no gradient goes. told: all that it is told beside z and t,
-    rows first, with what `draw` gives among it. Rows where end = t keep x, or what guidance makes
-    of it.
+    No gradient is to go through it. derived: the same function as network, by operations that have
+    derivatives in forward mode. rows: x, z, t, and told, all that the network is told beside z and
+    t, with what `draw` gives among it. Rows where end = t keep x, or what guidance makes of it.
     """
-    every, rows = d.mean_every, {'x': x, 'z': z, 't': t, 'told': told}
-    if 'guidance' in told:
-        rows['here'] = network(z, t, **told | {'end': t})
+    every, rows, x = d.mean_every, dict(rows), rows['x']
+    if 'guidance' in rows['told']:
+        rows['here'] = at_once(network, rows)
         x = rows['x'] = guided(network, rows, null_class)
 
     def last(rows):  # of every so many
         return rows.reshape(-1, every, *rows.shape[1:])[:, -1]
 
-    stepping = mean(network, jax.tree.map(last, rows))
+    stepping = mean(network, derived, jax.tree.map(last, rows))
     return x.reshape(-1, every, *x.shape[1:]).at[:, -1].set(stepping).reshape(x.shape)
 
 
-def mean(network: Network, rows: dict) -> jax.Array:
+def at_once(network: Network, rows: dict) -> jax.Array:
+    """x̂(z, t, t), of the velocity at t."""
+    return network(rows['z'], rows['t'], **rows['told'] | {'end': rows['t']})
+
+
+def mean(network: Network, derived: Network, rows: dict) -> jax.Array:
     """The right side of the identity, with x in place of x̂(z, t, t).
 
     rows: x, z, t and told as `truth` takes them, and `here` where x̂(z, t, t) is known.
     """
     x, z, t, told = (rows[name] for name in ('x', 'z', 't', 'told'))
-    here = rows['here'] if 'here' in rows else network(z, t, **told | {'end': t})
+    here = rows['here'] if 'here' in rows else at_once(network, rows)
     step = told['end'] - t
     share = expand(step / jnp.maximum(1 - t, jnp.finfo(jnp.float32).tiny), z)
 
     def ahead(z, t):
-        return network(z, t, **told)
+        return derived(z, t, **told)
 
     x_hat, change = jax.jvp(ahead, (z, t), (share * (here - z), step))
     return x + change + share * (x_hat - here)

@@ -160,8 +160,10 @@ class CellMeasure:
         if self._measure.metrics:
             self._begin(f'{self.num} images')
             found |= self._measure(params, cell.settings, self.folder(cell), progress)
-        # A run that was never without its condition has no null branch to be guided by.
-        guidable = self.run.model.config['condition'].get('drop') != 0
+        # A run that was never without its condition has no null branch to be guided by, and one
+        # that takes guidance as an input has scales of its own.
+        model = self.run.model
+        guidable = model.config['condition'].get('drop') != 0 and not model.net.guidance
         if other_guidance and guidable and 'truth' in self.names:
             found |= self._other_guidance(params, cell, progress)
         if self._denoising:

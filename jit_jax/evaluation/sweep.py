@@ -148,7 +148,8 @@ class Sweep:
                 _remove(self.measure.folder(finished))
         path = self._draw(values, best)
         where = f'ema={best.ema or "ema1"} guidance={best.settings.guidance}'
-        where += f' t_eps={best.settings.t_eps:g} steps={best.settings.steps}'
+        where += f' t_eps={best.settings.t_eps:g} sampler={best.settings.sampler}'
+        where += f' steps={best.settings.steps}'
         self.say(f'Best: {self.score} {values[best]:.4f} with {where}; heat map in {path}')
         return best
 

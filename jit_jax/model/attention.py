@@ -23,6 +23,7 @@ from jit_jax.hardware import cards
 from jit_jax.model import sharding
 
 BACKENDS = ('auto', 'xla', 'cudnn', 'splash')
+FORWARD_MODE = 'xla'  # the one with derivatives in forward mode: cudnn's and splash's have none
 KEPT = 'attention'  # the name under which rematerialisation may keep what attention returns
 THETA = 10000.0
 SPLASH_BLOCK = 128  # slots; splash takes whole blocks of them

@@ -113,12 +113,18 @@ def to_official(architecture: dict, params: dict, prefix: str = 'net.') -> dict[
     """The inverse of `from_official`, bit for bit: tree → official state dict of float32 arrays.
 
     What the official model has no place for, the condition's embedding and the no-condition token,
-    is left out. Raises UserError for a model without classes.
+    is left out. Raises UserError for a model without classes, or with what decides the function of
+    every regime and has no place there.
     """
     if not architecture['num_classes']:
         raise UserError(
             'The official model always has classes; a model with num_classes=0 has no official '
             'form.'
+        )
+    if 'end_out' in params:
+        raise UserError(
+            'This model takes the end of a step (config.model.end_time), for which the official '
+            'model has no place; jit-jax export writes its weights.'
         )
     sizes = size(architecture['variant'])
     letters = _letters(sizes | architecture)

@@ -304,6 +304,8 @@ def remarks(config: ConfigDict, model: JiT, mesh, backends: str, shapes) -> str:
     platform = mesh.devices.flat[0].platform
     scan, why = auto.scan(config.compute.scan, platform, depth=model.depth, width=model.width)
     blocks = 'scanned' if scan else 'one by one'
+    if config.diffusion.objective == 'meanflow' and backends != attention.FORWARD_MODE:
+        backends += f', and {attention.FORWARD_MODE} where MeanFlow takes derivatives'
     line = f'{model.dtype.name}, attention {backends}, blocks {blocks} ({why})'
     whole = sharding.kept_whole(shapes, mesh)
     return f'{line}. {whole}' if whole else line

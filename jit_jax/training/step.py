@@ -10,6 +10,7 @@ import optax
 
 from jit_jax.diffusion import conditions, meanflow, objective
 from jit_jax.diffusion.objective import Diffusion
+from jit_jax.model import attention
 from jit_jax.model.jit import JiT
 from jit_jax.training import ema
 from jit_jax.training.ema import EMA
@@ -84,8 +85,6 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
 def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Array:
     """The mean loss over what `draw` returned: a float32 scalar."""
     x, z, t = drawn['x'], drawn['z'], drawn['t']
-    if recipe.diffusion.objective == 'meanflow':
-        x = mean_truth(params, drawn, recipe)
     rngs = {'dropout': dropout_key}
     output = recipe.model.apply(
         {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
@@ -97,21 +96,23 @@ def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Ar
 
 
 def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:
-    """What MeanFlow regresses x̂ on, by the network itself, with neither dropout nor gradient.
+    """What MeanFlow regresses x̂ on in place of x, by the network itself, without dropout.
 
-    Its derivatives along the flow are `jax.jvp`'s. These passes use plain XLA for attention
-    whatever config.compute.attention is: neither cuDNN's nor splash's has a derivative in forward
-    mode. The pass that the gradient goes through, and its backward pass, keep theirs.
+    Its derivatives along the flow are `jax.jvp`'s, and those passes take the backend of attention
+    that has them, whatever config.compute.attention is. All others keep theirs.
     """
     d = recipe.diffusion
-    model = recipe.model.clone(attention='xla', remat='none')
-    params = jax.lax.stop_gradient(params)
 
-    def network(z, t, **told):
-        return objective.clean_image(model.apply({'params': params}, z, t, **told), z, t, d)
+    def by(model):
+        def network(z, t, **told):
+            return objective.clean_image(model.apply({'params': params}, z, t, **told), z, t, d)
 
-    x, z, t, told = drawn['x'], drawn['z'], drawn['t'], drawn['conditioning']
-    return meanflow.truth(network, x, z, t, told, d, model.num_classes)
+        return network
+
+    model = recipe.model.clone(remat='none')
+    networks = by(model), by(model.clone(attention=attention.FORWARD_MODE))
+    rows = {name: drawn[name] for name in ('x', 'z', 't')} | {'told': drawn['conditioning']}
+    return meanflow.truth(*networks, rows, d, model.num_classes)
 
 
 def loss_and_gradients(
@@ -122,7 +123,13 @@ def loss_and_gradients(
     With `recipe.accumulate` parts the batch goes through one part after the other, and the parts'
     float32 means are added up: equal to the whole at once, in less memory.
     """
-    value_and_grad, parts = jax.value_and_grad(batch_loss), recipe.accumulate
+    parts = recipe.accumulate
+
+    def value_and_grad(params, drawn, dropout_key, recipe):
+        if recipe.diffusion.objective == 'meanflow':
+            drawn = drawn | {'x': mean_truth(params, drawn, recipe)}
+        return jax.value_and_grad(batch_loss)(params, drawn, dropout_key, recipe)
+
     if parts == 1:
         return value_and_grad(params, drawn, dropout_key, recipe)
 

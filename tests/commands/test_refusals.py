@@ -42,6 +42,7 @@ SAMPLE = [
     ('sample --workdir={none} --steps=0', '--steps: must be a whole number, at least 1'),
     ('sample --workdir={none} --trajectory=1', '--trajectory: must be a whole number, at least 2'),
     ('sample --workdir={none} --sampler=hoin', "--sampler: invalid choice: 'hoin'"),
+    ('sample --workdir={none} --sampler=meanflow', '--sampler=meanflow needs a run that learned'),
     ('sample --workdir={none} --stepz=3', 'There is no flag --stepz; did you mean --steps?'),
     ('sample --workdir={none} 16', "'16' is not a flag; write --name=value."),
     ('sample --workdir={none} --config=uncond', 'There is no flag --config'),
@@ -135,6 +136,8 @@ FROM = [
 REPORT = [
     ('report {here}/nowhere', 'nowhere does not exist; {here} holds'),
     ('report {here}/bare', '/bare/config.json cannot be read (No such file or directory)'),
+    ('evaluate --workdir={none} --sampler=meanflow', '--sampler=meanflow needs a run that'),
+    ('evaluate --workdir={none} --sweep sampler=heun,meanflow', '--sweep sampler=meanflow needs'),
     ('evaluate --workdir={labels} --metrics=classifer', 'denoising; did you mean classifier?'),
 ]
 EXPORT = [
