@@ -216,10 +216,11 @@ def _sample(config: ConfigDict, steps: FieldReference) -> None:
     config.sample = ConfigDict()  # the grids of a run, and the defaults of `jit_jax.sample`
     config.sample.every = share(steps, 4, at_most=10_000)  # steps between grids
     config.sample.num = 64  # images in a grid
-    config.sample.sampler = 'heun'  # heun (two passes a step), multistep or euler (one)
+    # heun (two passes a step), multistep or euler (one); meanflow: one, of a run that learned it
+    config.sample.sampler = 'heun'
     config.sample.steps = 50  # of the sampler
     config.sample.guidance = 1.0  # 1: none
-    config.sample.interval = (0.1, 1.0)  # of t, where guidance is on
+    config.sample.interval = (0.1, 1.0)  # of t, where guidance is on; with model.guidance, all of t
     # least 1 - t that the sampler divides by; 0: its last step ends on the predicted image
     config.sample.t_eps = config.diffusion.t_eps
 

@@ -12,6 +12,7 @@ import pytest
 from shell import config_of
 from toys import CONFIG
 
+from configs import uncond
 from jit_jax import loop, resume
 from jit_jax.errors import UserError
 from jit_jax.recipe import build
@@ -144,6 +145,19 @@ def test_a_start_from_the_weights_that_are_named(folder, tmp_path, which):
     _, there, _ = read_weights(folder, which or 'ema1')
     assert int(state.step) == 0
     for got in (state.params, *state.ema.values()):
+        jax.tree.map(np.testing.assert_array_equal, got, there)
+
+
+def test_a_start_for_few_steps_from_weights_that_know_no_end(folder, tmp_path):
+    config = uncond.in_few_steps(config_of())
+    config.init_from = str(folder)
+    run = build.run(config)
+    with Checkpoints(tmp_path / 'new', keep_last=1) as checkpoints:
+        state, _ = resume.starting_state(run, str(tmp_path / 'new'), checkpoints)
+    _, there, _ = read_weights(folder)
+    for got in (state.params, *state.ema.values()):
+        got = dict(got)
+        assert not np.any(got.pop('end_out')['kernel']) and np.any(got.pop('end_in')['kernel'])
         jax.tree.map(np.testing.assert_array_equal, got, there)
 
 

@@ -51,6 +51,7 @@ def generate(
       z: float32 [B, H, W, C], unit normal.
       conditioning: keywords of `JiT.__call__`, B rows each; {} for none.
       scale, interval: guidance, numbers or float32 scalars. scale None leaves the null branch out.
+        A model that takes guidance as an input is told scale at all t, and has no null branch.
       begin: (t, x) to begin from images x, float32 [B, H, W, C] in [−1, 1], under noise at time t,
         a number or float32 scalar from 0 to below 1: z_t = t·x + (1 − t)·noise_scale·z. None: from
         noise at t = 0.

@@ -294,6 +294,8 @@ def test_no_official_form_without_classes(converted):
     architecture, params = converted
     with pytest.raises(ValueError, match='num_classes=0 has no official form'):
         to_official(architecture | {'num_classes': 0}, params)
+    with pytest.raises(UserError, match='config.model.end_time.*; jit-jax export writes'):
+        to_official(architecture, params | {'end_out': {}})
 
 
 def test_half_precision_becomes_float32():

@@ -78,3 +78,6 @@ def test_a_run_says_what_was_chosen_and_why():
     run = build.programs(config, build.mesh(config, jax.devices()))
     assert 'blocks scanned (as config.compute.scan says). Not split' in run.remarks
     assert 'blocks/qkv/kernel over tensor=4' in run.remarks
+    few_steps = uncond.get_config('digits_meanflow')
+    said = build.remarks(few_steps, run.model, run.mesh, 'cudnn', run.like)
+    assert 'attention cudnn, and xla where MeanFlow takes derivatives, blocks' in said
