@@ -40,7 +40,7 @@ PAGES += [
     'docs/scaling.md',
     'docs/performance.md',
 ]
-PAGES += ['docs/unification.md', 'docs/predictions.md']
+PAGES += ['docs/unification.md', 'docs/predictions.md', 'docs/few_steps.md']
 COMMAND = r'(?:jit-jax [a-z]+|python (?:-m [\w.]+|train\.py))(?: [^`\n#]+)?'
 
 

@@ -75,7 +75,7 @@ def test_a_step_lowers_with_the_fused_kernel(name, platform, monkeypatch):
     assert set(kernels) == LOWERED[platform]
     found = re.findall(r'tensor<((?:\d+x)+)\w+>', text)
     shapes = [tuple(int(side) for side in dims.split('x')[:-1]) for dims in found]
-    # With MeanFlow, the passes with derivatives alone have logits of all pairs, of half of the rows.
+    # With MeanFlow, passes with derivatives alone have logits of all pairs, of half of the rows.
     rows = {2} if name == FEW_STEPS else set()
     assert {dims[0] for dims in all_pairs(shapes)} == rows
 
