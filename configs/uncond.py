@@ -19,9 +19,9 @@ SIZES = 'blhg'
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
-    'digits_meanflow': 'the same in one or two passes, with --config.init_from=runs/uncond',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
     'folder_cpu': 'your own images at 32×32, --config.data.path=FOLDER: ten minutes on a laptop',
+    'digits_meanflow': 'digits in one or two passes, with --config.init_from=runs/uncond',
 }
 for _side, _patch in ((256, 16), (512, 32)):
     for _size in SIZES:
