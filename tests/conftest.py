@@ -24,6 +24,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 # One line of source for each operation: to write down ten took a fifteenth of a step's compilation.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '1')
+# Products of NumPy, scikit-learn and torch by one thread each, as every core has a test of its own:
+# two wait for each other, and the digits' classifier took four times as much of the CPU.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 # XLA's older way to make CPU kernels: a train step of a tiny model compiles in a third of the time.
 # Later versions have no such way, and stop at a flag that they do not know.
 XLA_FLAGS = ''
@@ -54,6 +58,21 @@ def pytest_collection_finish():
     """What is imported by now stays: looking through it for garbage took a tenth of all time."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(trylast=True)  # when `-m` has left out what does not run
+def pytest_collection_modifyitems(items):
+    """Every worker begins with tests that take long, so that none still has one at the end."""
+    long = [item for item in items if item.get_closest_marker('long')]
+    others = [item for item in items if not item.get_closest_marker('long')]
+    workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+    in_order = []
+    for worker in range(workers):  # to each, xdist gives an equal part of what is left
+        mine = long[worker::workers]
+        count = max(0, (len(items) - len(in_order)) // (workers - worker) - len(mine))
+        in_order += mine + others[:count]
+        others = others[count:]
+    items[:] = in_order
 
 
 CLASSES, TOKEN_WIDTH, REFERENCES = 5, 6, 2
@@ -237,10 +256,12 @@ def short_run(env):
 
 @pytest.fixture(scope='session')
 def finished(env, tmp_path_factory):
-    """A folder in which the first command has run to its end."""
-    from shell import train
+    """A folder in which the first command has run to its end, and what it said."""
+    from shell import train, train_once
 
     cwd = tmp_path_factory.mktemp('finished')
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        return cwd, train_once(tmp_path_factory.getbasetemp().parent / 'finished', cwd, env)
     return cwd, train(cwd, env)
 
 

@@ -1,7 +1,9 @@
 """Running the project's commands as a user does, in subprocesses, and reading what they leave."""
 
+import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -82,6 +84,19 @@ def train(cwd, env, config='uncond', *flags, code=0):
         ROOT, 'configs', config.replace(':', '.py:') if ':' in config else f'{config}.py'
     )
     return run([os.path.join(ROOT, 'train.py'), f'--config={path}', *SHORT, *flags], env, cwd, code)
+
+
+def train_once(shared, cwd, env):
+    """As `train`, for all workers of a session: the first runs it, in `shared`; each gets a copy,
+    so that none finds what another has done to it.
+    """
+    with open(f'{shared}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / 'said').exists():
+            shared.mkdir(exist_ok=True)
+            (shared / 'said').write_text(train(shared, env))
+    shutil.copytree(shared / 'runs', cwd / 'runs')
+    return (shared / 'said').read_text()
 
 
 def lines(folder):

@@ -162,6 +162,7 @@ MISC = """
 """
 
 
+@pytest.mark.long
 def test_compare(env, tmp_path):
     pytest.importorskip('torch')
     pytest.importorskip('einops')

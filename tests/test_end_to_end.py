@@ -35,6 +35,7 @@ def test_done_says_so_and_touches_nothing(finished, in_process):
     assert (cwd / 'runs/uncond/metrics.jsonl').read_bytes() == before
 
 
+@pytest.mark.long
 def test_stopped_killed_and_out_of_room_equals_never_stopped(finished, env, tmp_path):
     """One run that Ctrl-C, SIGTERM, kill -9 and a disk without room end in turn, each time to go on
     where it was.

@@ -44,6 +44,7 @@ def stop(processes):
     return said, int(said.split('after step ')[1].split(':')[0])
 
 
+@pytest.mark.long
 def test_stopped_at_one_step_and_resumed_by_any_number_equals_one(finished, env, tmp_path):
     """Two processes that SIGTERM stops, then one that it stops, then two: the same run as one that
     was never stopped.
@@ -74,6 +75,7 @@ def numbers(said):
     return dict(re.findall(r'^(\w[\w.]*) +([\d.]+)$', said, re.M))
 
 
+@pytest.mark.long
 def test_sampling_and_evaluation_use_both(finished, env, in_process, tmp_path):
     cwd, _ = finished
     without = shutil.ignore_patterns('report', 'tensorboard')

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import nbformat
 import numpy as np
+import pytest
 from nbclient import NotebookClient
 from shell import ROOT
 
@@ -74,6 +75,7 @@ def test_it_installs_a_clone_or_the_index_and_upgrades_nothing_that_is_loaded(
     assert command[-1] == str(tmp_path / 'clone')
 
 
+@pytest.mark.long
 def test_every_cell_works(env, tmp_path, monkeypatch):
     short = {'JIT_JAX_SHORT': '1', 'PYTHONPATH': ROOT, 'JUPYTER_PLATFORM_DIRS': '1'}
     for name, value in (env | short).items():

@@ -208,6 +208,7 @@ def test_cards_that_are_not_here(env, tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="needs pip install -e '.[tpu]'"
 )
+@pytest.mark.long
 def test_a_pod_that_is_not_here(env, tmp_path):
     config = [
         '-m',
