@@ -54,7 +54,7 @@ class Training:
         import jax
 
         from jit_jax.model import sharding
-        from jit_jax.recipe import build, checks
+        from jit_jax.recipe import build, checks, likeness
 
         checks.check(config)
         # No images: the step does not see where they come from.
@@ -63,7 +63,8 @@ class Training:
             sharding.to_device(measure.noise(config), run.mesh),
             jax.random.key(config.seed),
         )
-        step, cost = measure.compiled(lambda: run.step.lower(run.like, batch, key))
+        frozen = sharding.everywhere(likeness.read(config), run.mesh)
+        step, cost = measure.compiled(lambda: run.step.lower(run.like, batch, key, *frozen))
 
         def work():
             if (
@@ -71,7 +72,7 @@ class Training:
             ):  # not yet, or lost with a row that ran out of memory
                 self.state = run.init(key)
             for _ in range(self.steps):
-                self.state, _ = step(self.state, batch, key)
+                self.state, _ = step(self.state, batch, key, *frozen)
             jax.block_until_ready(self.state)
 
         images = self.steps * config.batch_size

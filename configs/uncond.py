@@ -80,6 +80,7 @@ def imagenet(preset: str) -> ConfigDict:
     _data(config)
     _condition(config)
     _diffusion(config, image_size)
+    _perceptual(config)
     _optimizer(config, steps)
     _ema(config)
     _checkpoint(config, steps)
@@ -183,6 +184,14 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     config.diffusion.adaptive = 0.0
 
 
+def _perceptual(config: ConfigDict) -> None:
+    config.perceptual = ConfigDict()  # LPIPS between x̂ and the clean image, beside the loss
+    config.perceptual.weight = 0.0  # 0: none; published beside other losses: 0.1 and 0.4
+    config.perceptual.after = 0.3  # of rows with t above: where there is little noise
+    config.perceptual.side = 224  # smaller images are enlarged to so many pixels on a side
+    config.perceptual.lpips = ''  # the file of LPIPS' weights
+
+
 def _optimizer(config: ConfigDict, steps: FieldReference) -> None:
     config.optimizer = ConfigDict()  # AdamW, or Muon and Adam
     config.optimizer.base_lr = 5e-5  # at batch 256; scales with the batch
@@ -279,6 +288,7 @@ def small() -> ConfigDict:
     config.log_every = share(steps, 4, at_most=50)
     config.mesh = (-1, 1, 1)
     config.data.name, config.data.test, config.data.threads = '', 'test', 1
+    config.perceptual.side = 64  # at 224 LPIPS would cost four times what the network does
     config.optimizer.base_lr = 0.1
     config.optimizer.b2, config.optimizer.muon_rms = 0.99, 0.8
     config.optimizer.warmup, config.optimizer.schedule = share(steps, 22), 'cosine'

@@ -24,7 +24,7 @@ from jit_jax.feasibility import (
     training_advice,
 )
 from jit_jax.hardware import speed
-from jit_jax.model.sharding import to_device
+from jit_jax.model.sharding import everywhere, to_device
 from jit_jax.output import files, log
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
@@ -97,6 +97,7 @@ class Training:
         """
         run, config = self.run, self.run.config
         key = jax.random.key(config.seed)
+        frozen = everywhere(run.frozen, run.mesh)
         after_a_step = (
             (self.saving_is_due, self.save),
             (self.drawing_is_due, self.draw),
@@ -107,7 +108,7 @@ class Training:
             for step in range(start + 1, config.steps + 1):
                 idle = not self.unread or self.unread[-1][1]['loss'].is_ready()
                 self.writer.clock.sent(idle=idle)
-                state, numbers = run.step(state, batch, key)
+                state, numbers = run.step(state, batch, key, *frozen)
                 self.unread.append((step, numbers, batch))
                 self.read(but=1)  # a step late: the device is never waited for empty
                 if step < config.steps:

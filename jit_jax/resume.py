@@ -39,9 +39,11 @@ def agreed_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[Trai
 
 def in_common(run: Run) -> int:
     """uint32 of what must be the same in all processes: the config as it was given, and how many
-    images each finds where a relative data.path is, from a working folder that may be its own.
+    images each finds where a relative data.path is, from a working folder that may be its own, and
+    the weights that each read.
     """
     found = [list(run.train.classes), len(run.train), len(run.test), run.content]
+    found += [zlib.crc32(array.tobytes()) for array in jax.tree.leaves(run.frozen)]
     return zlib.crc32(json.dumps([run.config.to_dict(), found]).encode())
 
 

@@ -120,6 +120,8 @@ def memory_rows(report) -> list[tuple[str, str]]:
 
 def work_rows(run, target, report) -> list[tuple[str, str]]:
     """Bytes, operations, collectives and times."""
+    from jit_jax.commands.lowering import STEP
+
     found, card, rows = report.analysis, target.card, []
     formula = report.formula / run.mesh.size
     if found:
@@ -135,6 +137,9 @@ def work_rows(run, target, report) -> list[tuple[str, str]]:
         links = f'{report.sent / card.links * 1e3:.1f} ms, if nothing else runs'
         rows.append(('at the rate of its links', links))
     rows.append(('products by formula', f'{formula / 1e12:.3g} TFLOP'))
+    if run.frozen and report.program == STEP:
+        share = run.perceptual_flops * report.images / run.mesh.size
+        rows.append(('of it, the perceptual loss', f'{share / 1e12:.3g} TFLOP'))
     if card:
         peak = formula / max(card.peak.values()) * 1e3
         rows.append(("at the device's peak, at half of it", f'{peak:.1f} ms, {2 * peak:.1f} ms'))

@@ -95,12 +95,15 @@ def compile_step(run: Programs, target: Target) -> Report:
     report.activations = activations(run)
     for name in ('params', 'ema', 'opt'):
         report.memory[name] = bytes_of_a_device(getattr(run.like, name))
+    if run.frozen:
+        report.memory['LPIPS'] = bytes_of_a_device(run.frozen)
     report.limit = _limit(target)
     if report.state_is_too_large:
         report.problem = f'{_takes(report, target)} for parameters, averages and optimizer alone.'
         return report
     began = time.perf_counter()
-    lowered = run.step.lower(run.like, shapes_of_a_batch(run.config), shape_of_a_key())
+    batch, key = shapes_of_a_batch(run.config), shape_of_a_key()
+    lowered = run.step.lower(run.like, batch, key, *run.frozen)
     names = ('batch', 'activations, gradients and temporaries', 'results beside the state')
     _compile(lowered, target, report, names)
     report.seconds = time.perf_counter() - began
@@ -193,16 +196,16 @@ def _kept(run: Programs, rows: int) -> int:
     def draw(batch, key):
         return step.draw(batch, key, run.recipe)
 
-    def backward(params, drawn, key):
+    def backward(params, drawn, key, *frozen):
         def loss(params):
-            return step.batch_loss(params, drawn, key, run.recipe)
+            return step.batch_loss(params, drawn, key, run.recipe, *frozen)[0]
 
         return jax.vjp(loss, params)[1]
 
     key = shape_of_a_key()
     drawn = jax.eval_shape(draw, shapes_of_a_batch(run.config, rows), key)
     with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
-        kept = jax.eval_shape(backward, run.like.params, drawn, key)
+        kept = jax.eval_shape(backward, run.like.params, drawn, key, *run.frozen)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 

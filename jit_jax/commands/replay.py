@@ -27,7 +27,7 @@ from jit_jax.commands import command_line, environment
 from jit_jax.errors import UserError
 from jit_jax.hardware import compiler
 from jit_jax.model import sizes
-from jit_jax.model.sharding import to_device
+from jit_jax.model.sharding import everywhere, to_device
 from jit_jax.recipe import build
 from jit_jax.training import checkpoint
 from jit_jax.training.older_configs import parse_config
@@ -62,8 +62,9 @@ def main(args: argparse.Namespace) -> None:
     run = build.run(config)
     state = state_before(run, workdir, good)
     key, batches = jax.random.key(int(bundle['seed'])), loop.open_batches(run, good)
+    frozen = everywhere(run.frozen, run.mesh)
     for _ in range(good + 1, step):
-        state, _ = run.step(state, to_device(next(batches), run.mesh), key)
+        state, _ = run.step(state, to_device(next(batches), run.mesh), key, *frozen)
     batch = {}
     for name, rows in bundle.items():
         if name.startswith('batch/'):
@@ -131,7 +132,7 @@ def cause(run: build.Run, state: TrainState, batch: dict, key) -> str:
                 return f': not finite from the start is the {what} {name}.'
 
     def loss(params):
-        return batch_loss(params, drawn, dropout_key, recipe)
+        return batch_loss(params, drawn, dropout_key, recipe, *run.frozen)[0]
 
     found = first_broken(jax.value_and_grad(loss), jax.device_get(state.params))
     if found:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
-from jit_jax.evaluation import lpips
+from jit_jax.model import lpips
 from jit_jax.output.images import to_uint8
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax.linen import avg_pool, max_pool
 
 from jit_jax.errors import UserError
-from jit_jax.evaluation.array_files import read_state_dict
+from jit_jax.model.array_files import read_state_dict
 
 _SIDE = 299  # the network's input, in pixels
 _CLASSES = 1008

@@ -15,9 +15,9 @@ from absl import logging
 from etils import epath
 
 from jit_jax.errors import UserError
-from jit_jax.evaluation.array_files import open_npz
 from jit_jax.evaluation.moments import load_stats
 from jit_jax.evaluation.reference import Statistics
+from jit_jax.model.array_files import open_npz
 from jit_jax.output.files import save_npz
 from jit_jax.training.processes import in_every_process
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jit_jax.errors import UserError
-from jit_jax.evaluation.array_files import open_npz
+from jit_jax.model.array_files import open_npz
 from jit_jax.output.files import save_npz
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from jit_jax import data
 from jit_jax.errors import UserError
-from jit_jax.evaluation.array_files import open_npz
 from jit_jax.evaluation.moments import load_stats
+from jit_jax.model.array_files import open_npz
 from jit_jax.recipe import build
 
 

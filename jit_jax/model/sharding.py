@@ -274,6 +274,17 @@ def spread(tree, mesh: Mesh) -> dict:
     return jax.tree.map(put, tree)
 
 
+def everywhere(tree: tuple, mesh: Mesh) -> tuple:
+    """Arrays that every process has in full → global arrays, whole on every device."""
+    place = replicated(mesh)
+
+    def put(array):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
 def to_device(batch, mesh: Mesh) -> dict:
     """This process's rows of a batch (numpy) → global arrays split over the batch axes."""
     place = batch_sharding(mesh)

@@ -21,6 +21,7 @@ UNITS = {
     'data_wait': 'share of the time',
     'broken_images': 'images',
     'mse': 'mean squared error',
+    'perceptual': 'LPIPS of rows with little noise',
     'readable': 'share of the images',
     'classifier_distance': 'Fréchet distance',
     'seams': 'border_steps over those of held-out images',

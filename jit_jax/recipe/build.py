@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jit_jax import data
-from jit_jax.diffusion import conditions, meanflow
+from jit_jax.diffusion import conditions, meanflow, perceptual
 from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.objective import Diffusion
 from jit_jax.errors import UserError
@@ -17,7 +17,7 @@ from jit_jax.model import attention, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.jit import JiT
 from jit_jax.model.sizes import forward_multiply_adds, size, slot_counts
-from jit_jax.recipe import auto
+from jit_jax.recipe import auto, likeness
 from jit_jax.recipe.checks import check, condition_slots
 from jit_jax.recipe.kinds import condition, embeddings, text_tokens
 from jit_jax.training import optimizer, state
@@ -37,7 +37,8 @@ class Programs:
     mesh: jax.sharding.Mesh
     init: Callable  # key → TrainState, jitted, sharded
     start: Callable  # parameters → TrainState at step 0, jitted, sharded
-    step: Callable  # (state, batch, key) → (state, metrics), jitted, state donated
+    step: Callable  # (state, batch, key, *frozen) → (state, metrics), jitted, state donated
+    frozen: tuple  # what no step changes: () or LPIPS' weights; shapes, and arrays in a `Run`
     like: state.TrainState  # shapes, dtypes and shardings of the state
     attention: str  # the backends that the step uses
     remarks: str  # what was chosen for these devices and why, in one line
@@ -49,8 +50,16 @@ class Programs:
 
     @property
     def flops(self) -> float:
-        """Of one image in a step: a pass, the backward pass of two, and what MeanFlow adds."""
-        return self.forward_flops * (3 + meanflow.passes(self.diffusion))
+        """Of one image in a step: a pass, the backward pass of two, what MeanFlow adds, and what
+        the perceptual loss does.
+        """
+        passes = 3 + meanflow.passes(self.diffusion)
+        return self.forward_flops * passes + self.perceptual_flops
+
+    @property
+    def perceptual_flops(self) -> float:
+        """Of one image in a step, in LPIPS' network."""
+        return perceptual.flops(self.model.image_size, self.recipe.perceptual)
 
     @property
     def diffusion(self) -> Diffusion:
@@ -77,6 +86,8 @@ class Run(Programs):
         record['data']['path'] = data.absolute(record['data']['path'])  # sampled from elsewhere
         if self.content:
             record['data']['content'] = self.content
+        weights = record['perceptual']['lpips']
+        record['perceptual']['lpips'] = data.absolute(weights)
         folder = embeddings(self.config)
         if folder:
             record['condition']['embeddings'] = data.absolute(folder)
@@ -90,6 +101,7 @@ def run(config: ConfigDict, memory: data.InMemory | None = None) -> Run:
     Raises UserError, in one sentence, before any compute is spent.
     """
     check(config)
+    frozen = likeness.read(config)
     train = source(config, 'train', memory=memory)
     if train.tokens:  # no more than the longest caption takes
         config = config.copy_and_resolve_references()
@@ -105,7 +117,8 @@ def run(config: ConfigDict, memory: data.InMemory | None = None) -> Run:
     if conditions.kinds(config.condition.kind) & conditions.PAIRED:
         check_paired(config, train)
     content = memory.content if memory else ''
-    return Run(**vars(built), train=train, test=test, content=content)
+    known = vars(built) | {'frozen': frozen}
+    return Run(**known, train=train, test=test, content=content)
 
 
 def check_paired(config: ConfigDict, train: data.Source) -> None:
@@ -158,6 +171,7 @@ def programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> Programs:
         init=jax.jit(initial(recipe), out_shardings=places),
         start=jit_start(recipe, places),
         step=jit_step(recipe, mesh, places),
+        frozen=likeness.shapes(config, mesh),
         like=jax.tree.map(placed, shapes, places),
         attention=backends,
         remarks=remarks(config, recipe.model, mesh, backends, shapes),
@@ -179,6 +193,7 @@ def step_recipe(config: ConfigDict, device) -> Recipe:
         ema=EMA(tuple(e.decays), warmup=e.warmup, memory=e.memory),
         accumulate=config.accumulate,
         log_every=config.log_every,
+        perceptual=likeness.settings(config),
     )
 
 
@@ -273,15 +288,20 @@ def jit_start(recipe: Recipe, places) -> Callable:
 
 
 def jit_step(recipe: Recipe, mesh, places) -> Callable:
-    """(state, batch, key) → (state, metrics). The state that goes in is given away."""
+    """(state, batch, key, *frozen) → (state, metrics). The state that goes in is given away.
 
-    def step(live, batch, key):
-        return train_step(live, batch, key, recipe)
+    frozen: LPIPS' weights where the recipe has a perceptual loss. An argument, as a constant would
+    lie in the program; nothing, where there is none.
+    """
+
+    def step(live, batch, key, *frozen):
+        return train_step(live, batch, key, recipe, *frozen)
 
     everywhere = sharding.replicated(mesh)
+    frozen = (everywhere,) if recipe.perceptual.weight else ()
     return jax.jit(
         sharding.within(mesh, step),
-        in_shardings=(places, sharding.batch_sharding(mesh), everywhere),
+        in_shardings=(places, sharding.batch_sharding(mesh), everywhere, *frozen),
         out_shardings=(places, everywhere),
         donate_argnums=0,
     )

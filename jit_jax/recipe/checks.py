@@ -19,7 +19,7 @@ from jit_jax.errors import UserError, did_you_mean
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
-from jit_jax.recipe import few_steps, kinds
+from jit_jax.recipe import few_steps, kinds, likeness
 
 CHOICES = {  # one of these
     'model.tables': ('sincos', 'zero'),
@@ -62,6 +62,7 @@ COUNTS = {  # whole numbers, at least; the batch size first, as others are deriv
     'model.token_width': 0,
     'model.vocabulary': 0,
     'diffusion.mean_every': 1,
+    'perceptual.side': 0,
     'data.threads': 0,
     'data.prefetch': 0,
     'condition.factor': 1,
@@ -89,6 +90,8 @@ RANGES = {  # finite numbers, from low to below high
     'diffusion.t_eps': (0, 1),
     'diffusion.uniform': (0, 1),
     'diffusion.adaptive': (0, math.inf),
+    'perceptual.weight': (0, math.inf),
+    'perceptual.after': (0, 1),
     'optimizer.base_lr': (0, math.inf),
     'optimizer.b1': (0, 1),
     'optimizer.b2': (0, 1),
@@ -117,6 +120,7 @@ TEXTS = (
     'condition.embeddings',
     'condition.kind',
     'condition.module',
+    'perceptual.lpips',
     'evaluate.inception',
     'evaluate.reference',
     'wandb.project',
@@ -141,6 +145,7 @@ def check(config) -> None:
     _check_what_is_here(config)
     _check_condition(config)
     few_steps.check(config)
+    likeness.check(config)
 
 
 def lookup(config, key: str) -> object:

@@ -32,7 +32,9 @@ ADDED = {
         'guidance': [1.0, 1.0],
         'adaptive': 0.0,
     },
+    'perceptual': {'weight': 0.0, 'after': 0.3, 'side': 224, 'lpips': ''},
 }
+SECTIONS = ('perceptual',)  # of ADDED that came later as a whole, to what a training run has
 
 
 def parse_config(content: str | bytes) -> dict:
@@ -51,6 +53,8 @@ def complete(stored: dict) -> dict:
     if not isinstance(stored, dict):
         return stored
     config = dict(stored)
+    if 'optimizer' in config:
+        config = dict.fromkeys(SECTIONS, {}) | config
     for section, added in ADDED.items():
         if isinstance(config.get(section), dict):
             config[section] = added | config[section]

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jit_jax.diffusion import conditions, meanflow, objective
+from jit_jax.diffusion import conditions, meanflow, objective, perceptual
 from jit_jax.diffusion.objective import Diffusion
+from jit_jax.diffusion.perceptual import Perceptual
 from jit_jax.model import attention
 from jit_jax.model.jit import JiT
 from jit_jax.training import ema
@@ -30,22 +31,26 @@ class Recipe:
     ema: EMA
     accumulate: int  # parts of a batch, one after the other
     log_every: int  # steps that the logged mean of the loss is over
+    perceptual: Perceptual = Perceptual()  # what is added to the loss; by default nothing
 
 
-def train_step(state: TrainState, batch: dict, key, recipe: Recipe) -> tuple[TrainState, dict]:
+def train_step(
+    state: TrainState, batch: dict, key, recipe: Recipe, frozen: dict | None = None
+) -> tuple[TrainState, dict]:
     """One step of a run.
 
     batch: {'image': uint8 [B, H, W, C], 'label': int32 [B], …}. key: the run's; a step's own
-    randomness is fold_in(key, step), the same on any mesh and after any restart. Returns the next
-    state, and float32 scalars to log: the mean loss since the last line of metrics, the learning
-    rate and the gradient's norm.
+    randomness is fold_in(key, step), the same on any mesh and after any restart. frozen: the
+    weights of LPIPS, where recipe.perceptual has a weight. Returns the next state, and float32
+    scalars to log: the mean loss since the last line of metrics, the learning rate, the gradient's
+    norm, and what `batch_loss` has to log.
     """
     draw_key, dropout_key = keys_at(key, state.step)
     drawn = draw(batch, draw_key, recipe)
-    loss, gradients = loss_and_gradients(state.params, drawn, dropout_key, recipe)
+    (loss, logged), gradients = loss_and_gradients(state.params, drawn, dropout_key, recipe, frozen)
     rate, norm = recipe.learning_rate(state.step), optax.tree.norm(gradients)
     state = apply_gradients(state, gradients, loss, recipe)
-    return state, {'loss': state.loss_mean, 'learning_rate': rate, 'grad_norm': norm}
+    return state, {'loss': state.loss_mean, 'learning_rate': rate, 'grad_norm': norm} | logged
 
 
 def keys_at(key, step) -> tuple[jax.Array, jax.Array]:
@@ -82,9 +87,15 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
     return {'x': x, 'z': z, 't': t, 'conditioning': conditioning | told}
 
 
-def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Array:
-    """The mean loss over what `draw` returned: a float32 scalar."""
-    x, z, t = drawn['x'], drawn['z'], drawn['t']
+def batch_loss(
+    params: dict, drawn: dict, dropout_key, recipe: Recipe, frozen: dict | None = None
+) -> tuple[jax.Array, dict]:
+    """The mean loss over what `draw` returned, a float32 scalar, and its parts that are logged:
+    'perceptual', the mean of what `perceptual.distance` gives, where recipe.perceptual has a
+    weight. drawn may have a 'truth' beside x, which the network's x̂ is regressed on in its place.
+    frozen: as `train_step` takes it.
+    """
+    x, z, t = drawn['truth' if 'truth' in drawn else 'x'], drawn['z'], drawn['t']
     rngs = {'dropout': dropout_key}
     output = recipe.model.apply(
         {'params': params}, z, t, **drawn['conditioning'], train=True, rngs=rngs
@@ -92,7 +103,22 @@ def batch_loss(params: dict, drawn: dict, dropout_key, recipe: Recipe) -> jax.Ar
     rows = objective.loss(output, x, z, t, recipe.diffusion)
     if recipe.diffusion.adaptive:
         rows = meanflow.weighted(rows, math.prod(x.shape[1:]), recipe.diffusion)
-    return jnp.mean(rows)
+    if not recipe.perceptual.weight:
+        return jnp.mean(rows), {}
+    added = perceptual_rows(output, drawn, recipe, frozen)
+    part = jnp.mean(added)
+    if recipe.diffusion.adaptive:  # of each row by its own size, as published
+        added = meanflow.weighted(added, 1, recipe.diffusion)
+    return jnp.mean(rows + recipe.perceptual.weight * added), {'perceptual': part}
+
+
+def perceptual_rows(output, drawn: dict, recipe: Recipe, frozen: dict) -> jax.Array:
+    """LPIPS of what the network's output says x is, float32 [B]: with MeanFlow, too, against the
+    clean image itself.
+    """
+    x, z, t = drawn['x'], drawn['z'], drawn['t']
+    x_hat = objective.clean_image(output.astype(jnp.float32), z, t, recipe.diffusion)
+    return perceptual.distance(frozen, x_hat, x, t, recipe.perceptual)
 
 
 def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:
@@ -116,32 +142,35 @@ def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:
 
 
 def loss_and_gradients(
-    params: dict, drawn: dict, dropout_key, recipe: Recipe
-) -> tuple[jax.Array, dict]:
-    """The mean loss of a batch and its gradient, both float32.
+    params: dict, drawn: dict, dropout_key, recipe: Recipe, frozen: dict | None = None
+) -> tuple[tuple[jax.Array, dict], dict]:
+    """What `batch_loss` gives for a batch and the gradient of the loss, all float32.
 
     With `recipe.accumulate` parts the batch goes through one part after the other, and the parts'
     float32 means are added up: equal to the whole at once, in less memory.
     """
     parts = recipe.accumulate
 
-    def value_and_grad(params, drawn, dropout_key, recipe):
+    def value_and_grad(params, drawn, dropout_key, recipe, frozen):
         if recipe.diffusion.objective == 'meanflow':
-            drawn = drawn | {'x': mean_truth(params, drawn, recipe)}
-        return jax.value_and_grad(batch_loss)(params, drawn, dropout_key, recipe)
+            drawn = drawn | {'truth': mean_truth(params, drawn, recipe)}
+        found = jax.value_and_grad(batch_loss, has_aux=True)
+        return found(params, drawn, dropout_key, recipe, frozen)
 
     if parts == 1:
-        return value_and_grad(params, drawn, dropout_key, recipe)
+        return value_and_grad(params, drawn, dropout_key, recipe, frozen)
 
     def part_first(rows):  # row b goes to part b mod parts, so that every device keeps its own rows
         return jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
 
     def add_part(total, part):
         drawn, key = part
-        one = value_and_grad(params, drawn, key, recipe)
+        one = value_and_grad(params, drawn, key, recipe, frozen)
         return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, one), None
 
-    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    logged = ('perceptual',) if recipe.perceptual.weight else ()
+    losses = (jnp.zeros(()), dict.fromkeys(logged, jnp.zeros(())))
+    zero = jax.tree.map(jnp.zeros_like, (losses, params))
     keys = jax.random.split(dropout_key, parts)
     total, _ = jax.lax.scan(add_part, zero, (jax.tree.map(part_first, drawn), keys))
     return total

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from jit_jax.diffusion import generate, meanflow
 from jit_jax.diffusion.objective import Diffusion, expand
+from jit_jax.diffusion.perceptual import Perceptual
 from jit_jax.diffusion.samplers import sample
 from jit_jax.model.jit import LAYERED
 from jit_jax.training import step
@@ -229,14 +230,18 @@ def learn(few):
 
     @cache
     def program(dtype):
-        recipe = SimpleNamespace(diffusion=d, model=model.clone(dtype=dtype))
+        recipe = SimpleNamespace(
+            diffusion=d, model=model.clone(dtype=dtype), perceptual=Perceptual()
+        )
 
         def both(params, rows):
             truth = step.mean_truth(params, rows, recipe)
             if dtype == jnp.bfloat16:
                 return truth
-            learn = jax.value_and_grad(step.batch_loss)
-            return truth, *learn(params, rows | {'x': truth}, jax.random.key(0), recipe)
+            learn = jax.value_and_grad(step.batch_loss, has_aux=True)
+            rows = rows | {'truth': truth}
+            (loss, _), gradients = learn(params, rows, jax.random.key(0), recipe)
+            return truth, loss, gradients
 
         return jax.jit(both)
 

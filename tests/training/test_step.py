@@ -57,9 +57,9 @@ def stub_step(at, key=KEY, drop=0.5):
     seen = {}
     rows = {'image': np.tile(IMAGES, (8, 1, 1, 1)), 'label': np.tile(BATCH['label'], 8)}
 
-    def loss(params, drawn, dropout_key, recipe):
+    def loss(params, drawn, dropout_key, recipe, frozen):
         seen.update(drawn, dropout=np.asarray(jax.random.key_data(dropout_key)))
-        return params['w'] ** 2
+        return params['w'] ** 2, {}
 
     recipe = make_recipe(
         SimpleNamespace(patch=2, num_classes=5),
@@ -132,9 +132,9 @@ def test_each_thing_that_is_drawn_has_a_key_of_its_own(monkeypatch):
 
         return noted
 
-    def loss(params, drawn, dropout_key, recipe):
+    def loss(params, drawn, dropout_key, recipe, frozen):
         keys.append(dropout_key)
-        return params['w'] ** 2
+        return params['w'] ** 2, {}
 
     monkeypatch.setattr(step, 'batch_loss', loss)
     monkeypatch.setattr(jax.random, 'normal', noting(jax.random.normal, 0))  # times and noise
@@ -170,7 +170,7 @@ def test_batch_loss_is_of_what_the_objective_names():
     x, z, t = (np.asarray(drawn[name], np.float64) for name in ('x', 'z', 't'))
     t = t[:, None, None, None]
     x_hat = (z - (1 - t) * 0.5 * z) / np.maximum(t, 0.05)
-    found = step.batch_loss(0.5, drawn, KEY, replace(recipe, diffusion=objective))
+    found, _ = step.batch_loss(0.5, drawn, KEY, replace(recipe, diffusion=objective))
     assert float(found) == pytest.approx(np.mean((x_hat - x) ** 2), rel=1e-4)
 
 
@@ -184,7 +184,8 @@ def test_batch_loss_is_the_mean_v_loss():
     x, z, t = (np.asarray(drawn[name], np.float64) for name in ('x', 'z', 't'))
     share = np.maximum(1 - t, 0.05)[:, None, None, None]
     expected = np.mean(((0.5 * z - x) / share) ** 2)
-    assert float(step.batch_loss(0.5, drawn, KEY, recipe)) == pytest.approx(expected, rel=1e-5)
+    found, logged = step.batch_loss(0.5, drawn, KEY, recipe)
+    assert float(found) == pytest.approx(expected, rel=1e-5) and logged == {}
 
 
 # A run on one device equals a run on eight

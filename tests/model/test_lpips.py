@@ -1,25 +1,20 @@
 """LPIPS against a PyTorch version of it."""
 
+import jax
 import numpy as np
 import pytest
 
 from jit_jax.errors import UserError
-from jit_jax.evaluation import lpips
+from jit_jax.model import lpips
+
+CONVS = ('slice1.0', 'slice2.3', 'slice3.6', 'slice4.8', 'slice5.10')
 
 
-def test_lpips_agrees_with_torch(tmp_path):
+def test_lpips_agrees_with_torch(lpips_tensors, tmp_path):
     torch = pytest.importorskip('torch')
     F, random = torch.nn.functional, np.random.default_rng(0)
-    convs = {'slice1.0': (64, 3, 11), 'slice2.3': (192, 64, 5), 'slice3.6': (384, 192, 3)}
-    convs |= {'slice4.8': (256, 384, 3), 'slice5.10': (256, 256, 3)}
-    state = {'scaling_layer.shift': np.zeros((1, 3, 1, 1))}
-    for i, (name, (out, into, side)) in enumerate(convs.items()):
-        state[f'net.{name}.weight'] = random.standard_normal((out, into, side, side)) * np.sqrt(
-            2 / (into * side**2)
-        )
-        state[f'net.{name}.bias'] = random.standard_normal(out) * 0.1
-        state[f'lin{i}.model.1.weight'] = random.random((1, out, 1, 1))
-    state = {name: torch.from_numpy(value).float() for name, value in state.items()}
+    state = {name: torch.from_numpy(value) for name, value in lpips_tensors.items()}
+    state['scaling_layer.shift'] = torch.zeros((1, 3, 1, 1))
     torch.save(state, tmp_path / 'lpips.pth')
     a, b = random.integers(0, 256, (2, 3, 64, 48, 3), dtype=np.uint8)
 
@@ -29,7 +24,7 @@ def test_lpips_agrees_with_torch(tmp_path):
             [0.458, 0.448, 0.450]
         )[:, None, None]
         for name, (stride, pad, pool) in zip(
-            convs, ((4, 2, 0), (1, 2, 1), (1, 1, 1), (1, 1, 0), (1, 1, 0)), strict=True
+            CONVS, ((4, 2, 0), (1, 2, 1), (1, 1, 1), (1, 1, 0), (1, 1, 0)), strict=True
         ):
             x = F.max_pool2d(x, 3, 2) if pool else x
             x = F.relu(
@@ -51,3 +46,12 @@ def test_lpips_agrees_with_torch(tmp_path):
     )
     with pytest.raises(UserError, match=r'nothing for lin2.model.1.weight, not \[1, 384, 1, 1\]'):
         lpips.load_weights(tmp_path / 'less.npz')
+
+
+def test_shapes_and_products_are_those_of_the_weights(lpips_file):
+    weights = lpips.load_weights(lpips_file)
+    assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, lpips.shapes())
+    # AlexNet's convolutions at 224 × 224 as torchvision counts them, of which 714 M is all layers.
+    assert lpips.multiply_adds(224) == 55**2 * 64 * 363 + 27**2 * 192 * 1600 + 13**2 * (
+        384 * 1728 + 256 * 3456 + 256 * 2304
+    )
