@@ -1,6 +1,7 @@
 """The perceptual loss: its value, its gradient, and a step with it on one device and on a mesh."""
 
-import math
+import contextlib
+import itertools
 import os
 import signal
 from dataclasses import replace
@@ -11,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 from conftest import TINY, perturb
-from shell import assert_same_run, config_of, lines
+from shell import config_of, lines
+from shell import weights as weights_of
 
 from jit_jax import loop
 from jit_jax.commands import compile_check, lowering
@@ -31,6 +33,7 @@ X, MADE = random.integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
 T = np.array([0.1, 0.3, 0.5, 0.9], np.float32)
 NEAR = np.array([False, False, True, True])  # T > 0.3
 WEIGHT = 0.5
+SMALL = TINY.replace('depth=2', 'depth=1').replace('class_start=1', 'class_start=0')
 ONE_DEVICE = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
 
 
@@ -132,7 +135,7 @@ def test_the_loss_is_that_of_v_and_a_weight_times_lpips(weights, truth):
 
 def config_with(path, **changes):
     config = config_of()
-    config.model.variant, config.mesh, config.steps = TINY, (1, 1, 1), 4
+    config.model.variant, config.mesh, config.steps = SMALL, (1, 1, 1), 4
     config.checkpoint.every, config.log_every, config.optimizer.base_lr = 4, 1, 0.03
     config.perceptual.weight, config.perceptual.side = WEIGHT, 32
     config.perceptual.lpips = path
@@ -169,9 +172,9 @@ def one_step(run, params, frozen):
 def test_a_mesh_and_parts_compute_what_one_device_does_and_the_report_counts_it(
     run, params, lpips_file
 ):
-    config = config_with(lpips_file, mesh=(2, 1, 2), accumulate=2)
+    config = config_with(lpips_file, mesh=(2, 1, 1), accumulate=2)
     checks.check(config)
-    split = build.programs(config, sharding.make_mesh(config.mesh, jax.devices()[:4]))
+    split = build.programs(config, sharding.make_mesh(config.mesh, jax.devices()[:2]))
     (one, numbers), (several, others) = (one_step(r, params, run.frozen) for r in (run, split))
     assert numbers['perceptual'] > 0.01 and others == pytest.approx(numbers, rel=2e-5)
     for a, b in zip(*(jax.tree.leaves(s.opt) for s in (several, one)), strict=True):
@@ -183,7 +186,7 @@ def test_a_mesh_and_parts_compute_what_one_device_does_and_the_report_counts_it(
     added = 8 * 3 * 2 * lpips.multiply_adds(32)
     assert report.formula == without + added
     # Places of the kernels beyond the image are in the formula alone.
-    assert without + 0.3 * added < 4 * report.analysis.operations < 1.5 * report.formula
+    assert without + 0.3 * added < 2 * report.analysis.operations < 1.5 * report.formula
     assert '| of it, the perceptual loss |' in compile_check.page(
         split, topologies.target(None), report
     )
@@ -194,7 +197,7 @@ def test_its_network_is_an_argument_of_the_step_and_no_part_of_the_state(run):
     assert jax.tree.structure(tree) == jax.tree.structure(run.like)
     text = lowered(run.config)
     count = len(jax.tree.leaves((run.like, run.frozen))) + 2  # images and key
-    assert count == arguments(text) and len(text) < 4 * sum(x.size for x in run.frozen[0].values())
+    assert count == arguments(text) and len(text) < 1e6  # without its millions of numbers
 
 
 def lowered(config) -> str:
@@ -225,11 +228,19 @@ def test_a_run_with_it_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Preview, 'draw', lambda *_: None)
     monkeypatch.setattr(loop.page, 'try_write', lambda *_: '')
-    for name, follow in (('straight', None), ('stopped', stop_after_2), ('stopped', None)):
-        loop.train(run, str(tmp_path / name), follow=follow)
-    assert_same_run(tmp_path / 'straight', tmp_path / 'stopped')
-    found = [line['perceptual'] for line in lines(tmp_path / 'straight')]
-    assert len(found) == 4 and all(map(math.isfinite, found)) and max(found) > 0
+    for follow in (stop_after_2, None):
+        loop.train(run, str(tmp_path), follow=follow)
+    key, expected = jax.random.key(run.config.seed), []
+    state, frozen = run.init(key), sharding.everywhere(run.frozen, run.mesh)
+    with contextlib.closing(loop.open_batches(run, 0)) as batches:
+        for batch in itertools.islice(batches, 4):
+            rows = sharding.to_device(batch, run.mesh)
+            state, numbers = run.step(state, rows, key, *frozen)
+            expected.append(float(numbers['perceptual']))
+    found, _ = weights_of(tmp_path, 'params')
+    for leaf, other in zip(found, jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    assert [line['perceptual'] for line in lines(tmp_path)] == expected and max(expected) > 0
 
 
 @pytest.mark.parametrize(
