@@ -81,8 +81,10 @@ def without_room(cwd, env):
         f'sys.path.insert(0, {ROOT!r}); sys.argv[0] = {FIRST[0]!r}; '
         f'runpy.run_path({FIRST[0]!r}, run_name="__main__")'
     )
-    set_by_itself = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'JAX_COMPILATION_CACHE_DIR': ''}
-    return run(['-c', code, *FIRST[1:]], env | set_by_itself, cwd, code=1)
+    set_by_itself = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+    # Compiled programs are read, and not written: half of one would be found by other tests.
+    no_more_programs = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1000'}
+    return run(['-c', code, *FIRST[1:]], env | set_by_itself | no_more_programs, cwd, code=1)
 
 
 def size_of_grid(groups: int, images: int, columns: int) -> tuple[int, int]:

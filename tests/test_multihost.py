@@ -76,7 +76,7 @@ def numbers(said):
 
 
 @pytest.mark.long
-def test_sampling_and_evaluation_use_both(finished, env, in_process, tmp_path):
+def test_sampling_and_evaluation_use_both(finished, env, in_process, one_classifier, tmp_path):
     cwd, _ = finished
     without = shutil.ignore_patterns('report', 'tensorboard')
     shutil.copytree(cwd / 'runs/uncond', tmp_path / 'run', ignore=without)

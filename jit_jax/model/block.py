@@ -4,10 +4,12 @@ The block is the published one (arXiv 2511.13720 and its official code).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
@@ -120,3 +122,20 @@ def modulation_of(c, kernel, bias) -> jax.Array:
         kernel = kernel.reshape(width, -1)
     h = checkpoint_name(product(c, kernel), PRODUCT).reshape(-1, 6, width)
     return h.astype(jnp.float32) + bias
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def init_blocks(key, depth: int, width: int, heads: int, dtype) -> dict:
+    """The parameters of all blocks, stacked: leaves [depth, …].
+
+    A program of its own: Flax asks for their shapes whenever a model is applied, and JAX then has
+    them from the first time.
+    """
+    x = jnp.zeros((1, 1, width), dtype)
+    _, layout = attention.prepare(x, None, np.zeros((1, 2)), 'xla', width // heads)
+    block = Block(heads, 0.0, dtype, parent=None)
+
+    def init(key):
+        return block.init(key, x, jnp.zeros((1, 6, width)), layout)['params']
+
+    return jax.vmap(init)(jax.random.split(key, depth))

@@ -10,12 +10,11 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import initializers
 
 from jit_jax.errors import UserError
 from jit_jax.model import attention, sequence, shapes, sharding
-from jit_jax.model.block import Block, kept_by, modulation_of
+from jit_jax.model.block import Block, init_blocks, kept_by, modulation_of
 from jit_jax.model.layers import Linear, PatchEmbed, RMSNorm, time_features
 from jit_jax.model.sequence import COND, GRID, Slots
 from jit_jax.model.token_embed import TokenEmbed
@@ -116,14 +115,7 @@ class JiT(nn.Module):
             self.guidance_out = Linear((self.width,), zeros)
 
     def _init_blocks(self, key):
-        x = jnp.zeros((1, 1, self.width), self.dtype)
-        _, layout = attention.prepare(x, None, np.zeros((1, 2)), 'xla', self.head_width)
-        block = Block(self.heads, 0.0, self.dtype, parent=None)
-
-        def init(key):
-            return block.init(key, x, jnp.zeros((1, 6, self.width)), layout)['params']
-
-        return jax.vmap(init)(jax.random.split(key, self.depth))
+        return init_blocks(key, self.depth, self.width, self.heads, self.dtype)
 
     def __call__(
         self,

@@ -209,7 +209,7 @@ def test_cards_that_are_not_here(env, tmp_path):
     importlib.util.find_spec('libtpu') is None, reason="needs pip install -e '.[tpu]'"
 )
 @pytest.mark.long
-def test_a_pod_that_is_not_here(env, tmp_path):
+def test_a_pod_that_is_not_here(env, command, tmp_path):
     config = [
         '-m',
         'jit_jax',
@@ -222,8 +222,9 @@ def test_a_pod_that_is_not_here(env, tmp_path):
     assert '4 × TPU v5 lite' in said and 'bfloat16' in said and 'Fits.' in said
     assert re.search(r'GiB of 16\.0 \|', said) and re.search(r'Roofline: [\d.]+ ms, ', said)
     assert 'jit_jax/model/' in said  # the lines that the largest kernels come from
-    said = run([*config, '--topology=v9:2x2'], env, tmp_path, code=1)
-    assert said.startswith('error: --topology=v9:2x2') and said.count('\n') == 1
+    code, out, err = command(*config[2:], '--topology=v9:2x2')
+    assert code == 1 and not out
+    assert err.startswith('error: --topology=v9:2x2') and err.count('\n') == 1
     big = [
         '--config.model.variant=L',
         '--config.batch_size=8192',
