@@ -133,6 +133,8 @@ def _data(config: ConfigDict) -> None:
     config.data.kind = 'tfds'  # digits, handwriting, omniglot, tfds, folder, pairs, memory
     config.data.path = ''  # TFDS: data_dir; folders: the folder
     config.data.name = 'imagenet2012'  # TFDS only
+    # the run in this folder had the same images elsewhere: it goes on, instead of being refused
+    config.data.moved = False
     config.data.train = 'train'  # split
     config.data.test = 'validation'  # split that is held out
     config.data.holdout = 'spread'  # without test/: every 20th file, or the tail (for video)

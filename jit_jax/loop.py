@@ -28,6 +28,7 @@ from jit_jax.model.sharding import everywhere, to_device
 from jit_jax.output import files, log
 from jit_jax.recipe.build import Run
 from jit_jax.training.checkpoint import Checkpoints
+from jit_jax.training.config_differences import changed_keys, listed
 from jit_jax.training.lock import lock
 from jit_jax.training.processes import every_process, leave
 from jit_jax.training.state import TrainState
@@ -56,7 +57,8 @@ def train(run: Run, workdir: str, *, yes: bool = False, follow: Callable | None 
         state, how = resume.agreed_state(run, workdir, checkpoints)
         start = int(state.step)
         if start >= config.steps:
-            print(f'{workdir} is done: step {start} of {config.steps}; more: raise --config.steps.')
+            changed = changed_keys(checkpoints.config(start), run.record)
+            print(done(start, config.steps, workdir, changed))
             return ''
         resume.write_config(run, workdir)
         writer = every_process(partial(open_writer, run, workdir, start, seconds_an_image, follow))
@@ -275,6 +277,12 @@ def summary(run: Run, state: TrainState) -> str:
         f'{c.steps} steps, on {devices} as mesh {dict(run.mesh.shape)}, '
         f'{run.remarks}. Compiling …'
     )
+
+
+def done(step: int, steps: int, workdir: str, changed: list[str]) -> str:
+    """What is said of a run that has all its steps, and of the keys that were changed in vain."""
+    said = f'{workdir} is done: step {step} of {steps}; more: raise --config.steps.'
+    return f'{said} Nothing came of what changed: {listed(changed)}.' if changed else said
 
 
 def outcome(step: int, steps: int, stopped_by: str, workdir: str) -> str:

@@ -27,6 +27,9 @@ from jit_jax.training.weights import read_weights
 JOINING = {'end_time': ('end_in', 'end_out'), 'guidance': ('guidance_in', 'guidance_out')}
 # Keys of the config that decide which arrays the optimiser and the averages have.
 STATE_KEYS = ('optimizer.muon_rms', 'optimizer.mu_dtype', 'ema.decays')
+# Keys that say which images a run learns from, and what it makes of them.
+IMAGE_KEYS = ('data.kind', 'data.name', 'data.path')
+TASK_KEYS = (*IMAGE_KEYS, 'condition.kind')
 
 
 def agreed_state(run: Run, workdir: str, checkpoints: Checkpoints) -> tuple[TrainState, str]:
@@ -69,6 +72,8 @@ def _resumed(run: Run, workdir: str, checkpoints: Checkpoints, step: int) -> tup
     if unlike:
         raise UserError(f'{workdir} holds a run of another architecture: {"; ".join(unlike)}.')
     refuse_other_images(workdir, stored, run.record)
+    # The first process alone, as a relative data.path is in each one's own working folder.
+    first_process(partial(refuse_other_task, workdir, stored, run))
     changed = changed_keys(stored, run.record)
     if checkpoints.unlike(step, run.like):
         refuse_other_state(workdir, stored, run.record, changed)
@@ -126,6 +131,29 @@ def refuse_other_images(workdir: str, there: dict, here: dict) -> None:
             f'given: give the same, or start from its weights with config.init_from={workdir} and '
             'another folder.'
         )
+
+
+def refuse_other_task(workdir: str, there: dict, run: Run) -> None:
+    """Raises UserError where a run is given images from elsewhere that are not said to be the same
+    ones, moved, or another condition: in one folder two tasks would be taken for one.
+    """
+    here, moved = run.record, run.config.data.moved
+    unlike = [key for key in changed_keys(there, here) if key in TASK_KEYS]
+    if moved:
+        unlike = [key for key in unlike if key not in IMAGE_KEYS]
+    if not unlike:
+        return
+    lines = []
+    for key in unlike:
+        section, name = key.split('.')
+        lines.append(f'config.{key}={there[section][name]!r}, not {here[section][name]!r}')
+    hint = ''
+    if set(unlike) <= set(IMAGE_KEYS):
+        hint = ', or say with --config.data.moved=true that these are the same images elsewhere'
+    raise UserError(
+        f'{workdir} was trained with {" and ".join(lines)}: give the same flags as before, or '
+        f'another --workdir, with --config.init_from={workdir} to start from its weights{hint}.'
+    )
 
 
 def refuse_other_state(workdir: str, there: dict, here: dict, changed: list[str]) -> None:

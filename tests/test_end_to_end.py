@@ -31,7 +31,9 @@ def test_first_command_leaves_the_promised_folder(finished):
 def test_done_says_so_and_touches_nothing(finished, in_process):
     cwd, _ = finished
     before = (cwd / 'runs/uncond/metrics.jsonl').read_bytes()
-    assert 'is done: step 12 of 12' in in_process(cwd, *FIRST)
+    assert 'is done: step 12 of 12; more: raise --config.steps.\n' in in_process(cwd, *FIRST)
+    said = in_process(cwd, *FIRST, '--config.optimizer.base_lr=1')
+    assert 'Nothing came of what changed: optimizer.base_lr.' in said
     assert (cwd / 'runs/uncond/metrics.jsonl').read_bytes() == before
 
 

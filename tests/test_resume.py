@@ -131,6 +131,34 @@ def test_manifests_that_are_gone_are_no_fresh_start(short_run, folder):
         way_in(short_run, folder)
 
 
+# Other images, or another condition.
+
+OTHER_TASKS = [  # changes of the config, and words of the sentence; none: it goes on
+    ({'data.path': 'B'}, r"with config.data.path='', not '.*B': .*--config.init_from=.*moved=true"),
+    ({'data.kind': 'tfds', 'data.name': 'x'}, "data.kind='digits', not 'tfds' and config.data.nam"),
+    ({'condition.kind': 'inpaint'}, "config.condition.kind='none', not 'inpaint': .* weights.$"),
+    (
+        {'condition.kind': 'inpaint', 'data.path': 'B', 'data.moved': True},
+        "with config.condition.kind='none', not 'inpaint': give the same flags as before, or anoth",
+    ),
+    ({'data.path': 'B', 'data.moved': True}, ''),
+]
+
+
+@pytest.mark.parametrize('changes, sentence', OTHER_TASKS)
+def test_a_folder_holds_one_task(short_run, folder, changes, sentence):
+    config = config_of()
+    config.update_from_flattened_dict(changes)
+    run = dataclasses.replace(short_run, config=config)
+    if sentence:
+        with pytest.raises(UserError, match=sentence):
+            way_in(run, folder)
+        return
+    how = f'Resuming {folder} at step 4, with data.path changed.'
+    assert way_in(run, folder) == (4, how)
+    assert not run.record['data']['moved']  # the next start is asked again
+
+
 # From another run's weights.
 
 

@@ -84,6 +84,7 @@ class Run(Programs):
         """What config.json and every checkpoint say about the run."""
         record = self.config.to_dict() | {'classes': list(self.train.classes)}
         record['data']['path'] = data.absolute(record['data']['path'])  # sampled from elsewhere
+        record['data']['moved'] = False  # said about one start, not about the run
         if self.content:
             record['data']['content'] = self.content
         weights = record['perceptual']['lpips']

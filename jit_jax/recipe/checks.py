@@ -36,6 +36,7 @@ CHOICES = {  # one of these
     'data.holdout': data.HOLDOUTS,
     'data.palette': data.PALETTES,
     'data.flip': (True, False),
+    'data.moved': (True, False),
     'model.freeze_tables': (True, False),
     'diffusion.predict': objective.QUANTITIES,
     'diffusion.loss': objective.QUANTITIES,

@@ -22,7 +22,7 @@ ADDED = {
         'tokens': 128,
         'embeddings': '',
     },
-    'data': {'holdout': 'spread', 'palette': ''},
+    'data': {'holdout': 'spread', 'palette': '', 'moved': False},
     'diffusion': {
         'predict': 'x',
         'loss': 'v',
