@@ -314,27 +314,6 @@ def inception_file(inception_tensors, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope='session')
-def lpips_tensors():
-    """Random weights of LPIPS, by the names of the authors' state dict."""
-    random, tensors = np.random.default_rng(0), {}
-    convs = {'slice1.0': (64, 3, 11), 'slice2.3': (192, 64, 5), 'slice3.6': (384, 192, 3)}
-    convs |= {'slice4.8': (256, 384, 3), 'slice5.10': (256, 256, 3)}
-    for i, (name, (out, into, side)) in enumerate(convs.items()):
-        kernel = random.standard_normal((out, into, side, side), np.float32)
-        tensors[f'net.{name}.weight'] = kernel * np.float32(np.sqrt(2 / (into * side**2)))
-        tensors[f'net.{name}.bias'] = random.standard_normal(out, np.float32) * np.float32(0.1)
-        tensors[f'lin{i}.model.1.weight'] = random.random((1, out, 1, 1), np.float32)
-    return tensors
-
-
-@pytest.fixture(scope='session')
-def lpips_file(lpips_tensors, tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'lpips.npz'
-    np.savez(path, **lpips_tensors)
-    return str(path)
-
-
 CLASSIFIERS = {}  # by the number of training images: that of the digits is the same each time
 
 

@@ -10,6 +10,20 @@ from jit_jax.model import lpips
 CONVS = ('slice1.0', 'slice2.3', 'slice3.6', 'slice4.8', 'slice5.10')
 
 
+@pytest.fixture(scope='module')
+def lpips_tensors():
+    """Random weights of LPIPS, by the names of the authors' state dict."""
+    random, tensors = np.random.default_rng(0), {}
+    convs = {'slice1.0': (64, 3, 11), 'slice2.3': (192, 64, 5), 'slice3.6': (384, 192, 3)}
+    convs |= {'slice4.8': (256, 384, 3), 'slice5.10': (256, 256, 3)}
+    for i, (name, (out, into, side)) in enumerate(convs.items()):
+        kernel = random.standard_normal((out, into, side, side), np.float32)
+        tensors[f'net.{name}.weight'] = kernel * np.float32(np.sqrt(2 / (into * side**2)))
+        tensors[f'net.{name}.bias'] = random.standard_normal(out, np.float32) * np.float32(0.1)
+        tensors[f'lin{i}.model.1.weight'] = random.random((1, out, 1, 1), np.float32)
+    return tensors
+
+
 def test_lpips_agrees_with_torch(lpips_tensors, tmp_path):
     torch = pytest.importorskip('torch')
     F, random = torch.nn.functional, np.random.default_rng(0)
@@ -48,8 +62,9 @@ def test_lpips_agrees_with_torch(lpips_tensors, tmp_path):
         lpips.load_weights(tmp_path / 'less.npz')
 
 
-def test_shapes_and_products_are_those_of_the_weights(lpips_file):
-    weights = lpips.load_weights(lpips_file)
+def test_shapes_and_products_are_those_of_the_weights(lpips_tensors, tmp_path):
+    np.savez(tmp_path / 'lpips.npz', **lpips_tensors)
+    weights = lpips.load_weights(tmp_path / 'lpips.npz')
     assert jax.tree.map(np.shape, weights) == jax.tree.map(np.shape, lpips.shapes())
     # AlexNet's convolutions at 224 × 224 as torchvision counts them, of which 714 M is all layers.
     assert lpips.multiply_adds(224) == 55**2 * 64 * 363 + 27**2 * 192 * 1600 + 13**2 * (

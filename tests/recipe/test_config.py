@@ -294,6 +294,9 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'diffusion.uniform': [-0.1, 1.0],
         'diffusion.guidance': [(0.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, NAN)],
         'diffusion.adaptive': [-1.0, 1.0],
+        'perceptual.weight': [-0.1, NAN, 0.1],  # without its file
+        'perceptual.after': [-0.1, 1.0],
+        'perceptual.side': [-1],
         'model.end_time': [True],
         'model.guidance': [True],
         'optimizer.base_lr': [-1.0, NAN, INF],
