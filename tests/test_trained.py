@@ -91,7 +91,7 @@ REFUSED = [
     ('none', {'start': -1}, 'start is a whole number, at least 0'),
     ('none', {'steps': 0}, 'steps is a whole number, at least 1; got 0'),
     ('none', {'steps': 1.5}, 'steps is a whole number'),
-    ('none', {'sampler': 'hoin'}, "sampler is one of euler, heun, multistep; got 'hoin'"),
+    ('none', {'sampler': 'hoin'}, "sampler is one of euler, heun, multistep, meanflow; got 'hoin'"),
     ('inpaint', {'guidance': np.nan}, 'guidance is a number, 1 for none; got nan'),
     ('inpaint', {'guidance': np.inf}, 'guidance is a number'),
     ('inpaint', {'t_eps': 1.0}, 't_eps is a number from 0 to below 1; got 1.0'),

@@ -186,8 +186,7 @@ def activations(run: Programs) -> int:
     """
     split = run.mesh.shape['data'] * run.mesh.shape['fsdp']
     rows = run.config.batch_size // run.config.accumulate // split
-    unit = split if run.diffusion.objective == 'flow' else split * run.diffusion.mean_every
-    return (_kept(run, 2 * unit) - _kept(run, unit)) * rows // unit
+    return (_kept(run, 2 * split) - _kept(run, split)) * rows // split
 
 
 def _kept(run: Programs, rows: int) -> int:

@@ -24,6 +24,7 @@ the image x in place of x̂(z, t, t): `truth`. Under a loss of v it is the publi
 included, and at r = t it is the loss of a flow.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -32,23 +33,35 @@ import jax.numpy as jnp
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.objective import Diffusion, expand
 
+# The most rows of a group: with more, a batch can go through in more parts; with fewer, each device
+# of more has whole groups, and exchanges no rows.
+GROUP = 32
 SMOOTH = 0.01  # keeps the weight of a row that is right from growing without bounds
 Network = Callable[..., jax.Array]  # (z, t, **keywords of `JiT.__call__`) → x̂ float32
 
 
-def draw(key, batch: int, d: Diffusion, parts: int = 1) -> tuple[jax.Array, dict]:
+def group(batch: int, every: int) -> int:
+    """How many neighbouring rows of a batch have a step, or none, together: a power of two.
+
+    They are so many that a batch may go through in 2, 4 … parts, row b in part b mod parts, and one
+    of `every` rows of each part has a step, the same rows whatever the parts.
+    """
+    return math.gcd(batch // every, GROUP)
+
+
+def draw(key, batch: int, d: Diffusion) -> tuple[jax.Array, dict]:
     """Times t float32 [B], and what a network is told beside them: `end`, and `guidance` where d
     has a range of it, float32 [B].
 
-    The last of every d.mean_every rows (of each of `parts` parts of a batch, to which rows go in
-    turn) has a step from t to end: two times in order, drawn as `sample_t` does, or uniformly
-    in a share d.uniform of rows. The others are of a flow: end = t. Guidance is drawn uniformly
-    between the logarithms of d.guidance.
+    The last of every d.mean_every `group`s has a step from t to end: two times in order, drawn as
+    `sample_t` does, or uniformly in a share d.uniform of rows. The others are of a flow: end = t.
+    Guidance is drawn uniformly between the logarithms of d.guidance.
     """
     keys = jax.random.split(key, 4)
     uniform = jax.random.uniform(keys[3], (batch,)) < d.uniform
     first, second = _times(keys[0], uniform, d), _times(keys[1], uniform, d)
-    mean = (jnp.arange(batch) // parts) % d.mean_every == d.mean_every - 1
+    place = jnp.arange(batch) // group(batch, d.mean_every) % d.mean_every
+    mean = place == d.mean_every - 1
     t = jnp.where(mean, jnp.minimum(first, second), first)
     told = {'end': jnp.where(mean, jnp.maximum(first, second), first)}
     low, high = d.guidance
@@ -70,24 +83,30 @@ def truth(
     derived: Network,
     rows: dict,
     d: Diffusion,
+    together: int,
     null_class: int = 0,
 ) -> jax.Array:
     """What x̂(z, t, end) is to be regressed on in place of x, float32 [B, H, W, C].
 
     No gradient is to go through it. derived: the same function as network, by operations that have
     derivatives in forward mode. rows: x, z, t, and told, all that the network is told beside z and
-    t, with what `draw` gives among it. Rows where end = t keep x, or what guidance makes of it.
+    t, with what `draw` gives among it. together: the rows of a `group`, in this part of a batch.
+    Rows where end = t keep x, or what guidance makes of it.
     """
-    every, rows, x = d.mean_every, dict(rows), rows['x']
+    rows, x = dict(rows), rows['x']
     if 'guidance' in rows['told']:
         rows['here'] = at_once(network, rows)
         x = rows['x'] = guided(network, rows, null_class)
 
-    def last(rows):  # of every so many
-        return rows.reshape(-1, every, *rows.shape[1:])[:, -1]
+    def groups(rows):
+        return rows.reshape(-1, d.mean_every, together, *rows.shape[1:])
+
+    def last(rows):
+        return groups(rows)[:, -1].reshape(-1, *rows.shape[1:])
 
     stepping = mean(network, derived, jax.tree.map(last, rows))
-    return x.reshape(-1, every, *x.shape[1:]).at[:, -1].set(stepping).reshape(x.shape)
+    stepping = stepping.reshape(-1, together, *x.shape[1:])
+    return groups(x).at[:, -1].set(stepping).reshape(x.shape)
 
 
 def at_once(network: Network, rows: dict) -> jax.Array:

@@ -1,5 +1,6 @@
 """What MeanFlow needs of a config, and what a run that learned it can be asked for."""
 
+from jit_jax.diffusion import meanflow
 from jit_jax.errors import UserError
 
 SAMPLER = 'meanflow'  # the one of SAMPLERS that needs an end time
@@ -33,14 +34,27 @@ def check(config) -> None:
         raise UserError(
             'config.diffusion.adaptive is of config.diffusion.objective=meanflow; leave it at 0.'
         )
-    rows, every = config['batch_size'] // config['accumulate'], d['mean_every']
-    if learns and rows % every:
-        raise UserError(
-            f'config.diffusion.mean_every={every} must divide the rows of a batch, or of each of '
-            f'its parts ({rows}); 1 always does.'
-        )
+    if learns:
+        _check_rows(config)
     s = config['sample']
     check_asked(config, s['sampler'], s['guidance'], prefix='config.sample.')
+
+
+def _check_rows(config) -> None:
+    """One of so many rows has a step, in a batch and in all of its parts."""
+    batch, parts = config['batch_size'], config['accumulate']
+    every = config['diffusion']['mean_every']
+    if batch % every:
+        raise UserError(
+            f'config.diffusion.mean_every={every} must divide config.batch_size={batch}; 1 always '
+            'does.'
+        )
+    together = meanflow.group(batch, every)
+    if together % parts:
+        raise UserError(
+            f'config.accumulate={parts}: with MeanFlow, a batch of {batch} rows goes through in a '
+            f'power of two parts, at most {together}.'
+        )
 
 
 def check_asked(config, sampler: str | None, guidance: float | None, *, prefix: str = '') -> None:

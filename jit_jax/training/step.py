@@ -77,7 +77,7 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
     x = conditions.from_uint8(batch['image'])
     t, told = objective.sample_t(t_key, len(x), d), {}
     if d.objective == 'meanflow':
-        t, told = meanflow.draw(t_key, len(x), d, recipe.accumulate)
+        t, told = meanflow.draw(t_key, len(x), d)
     z = objective.add_noise(x, d.noise_scale * jax.random.normal(noise_key, x.shape), t)
     conditioning = recipe.condition(x, batch, condition_key)
     if conditioning and recipe.drop:
@@ -138,7 +138,9 @@ def mean_truth(params: dict, drawn: dict, recipe: Recipe) -> jax.Array:
     model = recipe.model.clone(remat='none')
     networks = by(model), by(model.clone(attention=attention.FORWARD_MODE))
     rows = {name: drawn[name] for name in ('x', 'z', 't')} | {'told': drawn['conditioning']}
-    return meanflow.truth(*networks, rows, d, model.num_classes)
+    parts = recipe.accumulate
+    together = meanflow.group(len(rows['x']) * parts, d.mean_every) // parts
+    return meanflow.truth(*networks, rows, d, together, model.num_classes)
 
 
 def loss_and_gradients(

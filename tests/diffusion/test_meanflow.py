@@ -60,13 +60,13 @@ def rows_of(network, **told):
 
 
 def test_the_identity_holds_of_a_linear_flow_and_of_nothing_else():
-    found = meanflow.truth(gaussian, gaussian, rows_of(gaussian), replace(D, mean_every=1))
+    found = meanflow.truth(gaussian, gaussian, rows_of(gaussian), replace(D, mean_every=1), 6)
     np.testing.assert_allclose(found, gaussian(Z, T, END), rtol=1e-4, atol=1e-5)
 
     def flow(z, t, end):  # as if the average velocity were the first one
         return gaussian(z, t, t)
 
-    found = meanflow.truth(flow, flow, rows_of(flow), replace(D, mean_every=1))
+    found = meanflow.truth(flow, flow, rows_of(flow), replace(D, mean_every=1), 3)
     assert (np.abs(found - flow(Z, T, END)).max((1, 2, 3)) > 0.01).tolist() == (
         (END - T) > 0.02
     ).tolist()
@@ -74,10 +74,13 @@ def test_the_identity_holds_of_a_linear_flow_and_of_nothing_else():
 
 def test_rows_without_a_step_keep_their_image():
     rows = rows_of(gaussian)
-    found = meanflow.truth(gaussian, gaussian, rows, replace(D, mean_every=3))
+    found = meanflow.truth(gaussian, gaussian, rows, replace(D, mean_every=3), 1)
     kept = np.array([0, 1, 3, 4])
     np.testing.assert_array_equal(found[kept], rows['x'][kept])
     np.testing.assert_allclose(found[2], gaussian(Z, T, END)[2], rtol=1e-4, atol=1e-5)
+    found = meanflow.truth(gaussian, gaussian, rows, replace(D, mean_every=3), 2)
+    np.testing.assert_array_equal(found[:4], rows['x'][:4])
+    np.testing.assert_allclose(found[4:], gaussian(Z, T, END)[4:], rtol=1e-4, atol=1e-5)
 
 
 # Guidance
@@ -97,7 +100,7 @@ def test_guidance_as_an_input_comes_to_be_the_mixture_of_two_networks():
     told = {'end': T, 'guidance': scale, 'label': label}
     x = np.where((label < CLASSES)[:, None, None, None], 0.6 * Z, 0.2 * Z)
     rows, d = {'x': x, 'z': Z, 't': T, 'told': told}, replace(D, mean_every=6, guidance=(1.0, 4.0))
-    found = meanflow.truth(guided, guided, rows, d, CLASSES)[:5]
+    found = meanflow.truth(guided, guided, rows, d, 1, CLASSES)[:5]
     np.testing.assert_allclose(found, guided(Z, T, **told)[:5], rtol=1e-5)
     lost = meanflow.guided(guided, rows | {'here': guided(Z, T, **told)}, CLASSES)[5]
     np.testing.assert_array_equal(lost, x[5])
@@ -138,14 +141,15 @@ def test_a_guided_sample_takes_one_pass():
 # What is drawn
 
 
-@pytest.mark.parametrize('parts', [1, 2])
-def test_one_row_of_so_many_has_a_step(parts):
+def test_one_row_of_so_many_has_a_step():
     d = replace(D, mean_every=4, uniform=0.25, guidance=(1.0, 8.0))
-    t, told = meanflow.draw(jax.random.key(0), 8000, d, parts)
+    t, told = meanflow.draw(jax.random.key(0), 8192, d)
     stepping = np.asarray(told['end'] > t)
     assert (told['end'] >= t).all() and t.min() >= 0 and told['end'].max() <= 1
-    by_part = stepping.reshape(-1, parts).T.reshape(parts, -1, 4)
-    assert by_part[..., 3].all() and not by_part[..., :3].any()
+    for parts in (1, 2, 32):  # row b goes to part b mod parts
+        together = meanflow.GROUP // parts
+        by_part = stepping.reshape(-1, parts).T.reshape(parts, -1, 4, together)
+        assert by_part[:, :, 3].all() and not by_part[:, :, :3].any()
     assert np.median(told['guidance']) == pytest.approx(8**0.5, rel=0.1)
     logits = np.asarray(jnp.log(t / (1 - t)))[~stepping]
     share = np.mean(np.abs(logits - d.t_mean) > 4 * d.t_std)  # of uniform times alone, nearly
@@ -231,7 +235,7 @@ def learn(few):
     @cache
     def program(dtype):
         recipe = SimpleNamespace(
-            diffusion=d, model=model.clone(dtype=dtype), perceptual=Perceptual()
+            diffusion=d, model=model.clone(dtype=dtype), perceptual=Perceptual(), accumulate=1
         )
 
         def both(params, rows):
