@@ -339,6 +339,23 @@ def test_values_no_run_can_have(key, values):
         refused(config, key)
 
 
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('accumulate', 8),  # of 8 rows 4 have a step
+        ('diffusion.mean_every', 3),
+        ('diffusion.guidance', (1.0, 3.0)),
+        ('model.guidance', True),
+        ('model.end_time', False),
+    ],
+)
+def test_parts_of_meanflow_that_do_not_fit(key, value):
+    config = uncond.get_config('digits_meanflow')
+    checks.check(config)
+    put(config, key, value)
+    refused(config, key)
+
+
 @pytest.mark.parametrize('factor', [0, -2, 3, 32])
 def test_a_factor_that_leaves_no_whole_patches(factor):
     config = cond.get_config('imagenet256_b16')
