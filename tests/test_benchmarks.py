@@ -171,7 +171,7 @@ def test_compare(env, tmp_path):
     (tmp_path / 'util/misc.py').write_text(textwrap.dedent(MISC))
     flags = [
         '--batch=2',
-        '--rounds=2',
+        '--rounds=1',
         '--depth=1',
         '--steps=2',
         '--rows=train,sample',
