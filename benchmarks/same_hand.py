@@ -2,9 +2,11 @@
 
     python -m benchmarks.same_hand --workdir=runs/cond-handwriting --out=same-hand.png
 
-Of each reference, a digit of a hand that training never saw, all ten digits are drawn. A classifier
-of the training digits says which they are. Their hand is that of the nearest real digit of their
-class among the held-out hands, and the same is asked of those real digits.
+Of each reference, a digit by a writer whom training never saw, all ten digits are drawn. A
+classifier of the training digits says which they are. How far a digit leans and how much ink it
+has are measured in pixels, and less the mean of its class; a hand is kept as far as these of a
+digit follow the reference's (the correlation: 1 would be always, 0 never). Real digits by the same
+writer in the same style say how far they can.
 """
 
 import sys
@@ -35,53 +37,69 @@ def main(args):
     train = build.source(model.config, 'train')
     rows = [train[i] for i in range(len(train) // handwriting.WAYS)]  # every digit once
     judge = Classifier(np.stack([r['image'] for r in rows]), np.stack([r['label'] for r in rows]))
-    real, labels, hands = held_out_digits()
-    chosen = np.linspace(0, len(real) - 1, args.references).astype(int)
-    references = [np.repeat(real[chosen], CLASSES, 0)]
-    asked = np.tile(np.arange(CLASSES), len(chosen))
+    references, real = examples(args.references)
+    asked = np.tile(np.arange(CLASSES), len(references))
     drawn = jit_jax.sample(
         model,
         params,
         jax.random.key(0),
         len(asked),
-        references=references,
+        references=[np.repeat(references, CLASSES, 0)],
         label=asked,
         guidance=args.guidance,
+    ).reshape(real.shape)
+    print(
+        f'{args.workdir}, step {model.step}: {len(asked)} images of {len(references)} references.'
     )
-    print(f'{args.workdir}, step {model.step}, {len(asked)} images of {len(chosen)} references.\n')
-    print('| | as asked | by the hand of the reference |\n|---|---|---|')
-    print(f'| chance | {1 / CLASSES:.1%} | {1 / len(handwriting.HELD_OUT):.1%} |')
-    those = (real, labels, hands)
-    for name, (images, classes, by) in (
-        ('real digits', those),
-        ('generated', (drawn, asked, np.repeat(hands[chosen], CLASSES))),
-    ):
-        right = np.mean(judge.predict(images) == classes)
-        same = np.mean(nearest_hands(images, classes, *those) == by)
-        print(f'| {name} | {right:.1%} | {same:.1%} |')
+    print('\n| | as asked | leans as the reference | ink as the reference |\n|---|---|---|---|')
+    print(f'| chance | {1 / CLASSES:.1%} | 0 | 0 |')
+    for name, digits in (('real digits of the hand', real), ('generated', drawn)):
+        right = np.mean(judge.predict(digits.reshape(-1, *digits.shape[2:])) == asked)
+        lean, ink = (follows(measure, digits, references) for measure in (leaning, amount))
+        print(f'| {name} | {right:.1%} | {lean:.2f} | {ink:.2f} |')
     if args.out:
-        shown = drawn.reshape(len(chosen), CLASSES, *drawn.shape[1:])
-        beside = np.broadcast_to(real[chosen][:, None], (len(chosen), 1, *drawn.shape[1:]))
-        groups = np.concatenate([beside, shown], 1)[:8]
+        groups = np.concatenate([references[:, None], drawn], 1)[:8]
         save_png(args.out, grid(groups, 1, heads=('reference', *map(str, range(CLASSES)))))
 
 
-def held_out_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The digits of held-out hands: uint8 [N, 32, 32, 1], their classes and their hands."""
-    levels, classes, hands = handwriting.written()
-    chosen = np.isin(hands, handwriting.HELD_OUT)
-    images = np.stack([np.asarray(handwriting.enlarged(one)) for one in levels[chosen]])
-    return images[..., None], classes[chosen], hands[chosen]
+def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """References, uint8 [count, 32, 32, 1], and of each ten real digits by the same writer in the
+    same style, [count, 10, 32, 32, 1].
+    """
+    levels, classes, writers = handwriting.written()
+    held_out = np.flatnonzero(np.isin(writers, handwriting.HELD_OUT))
+    references, real = [], []
+    for way, chosen in enumerate(held_out[np.linspace(0, len(held_out) - 1, count).astype(int)]):
+        style = handwriting.style(chosen, way)
+        theirs = np.flatnonzero((writers == writers[chosen]) & (np.arange(len(levels)) != chosen))
+        ten = [theirs[classes[theirs] == digit][0] for digit in range(CLASSES)]
+        references.append(np.asarray(handwriting.enlarged(levels[chosen], style)))
+        real.append([np.asarray(handwriting.enlarged(levels[one], style)) for one in ten])
+    return np.stack(references)[..., None], np.asarray(real)[..., None]
 
 
-def nearest_hands(images, classes, real, labels, hands) -> np.ndarray:
-    """The hand of the real digit of its class that is nearest to each image, itself aside: [N]."""
-    found = []
-    for image, of in zip(images.astype(np.float64), classes, strict=True):
-        far = ((real - image) ** 2).sum((1, 2, 3))
-        far[(labels != of) | (far == 0)] = np.inf
-        found.append(hands[far.argmin()])
-    return np.asarray(found)
+def leaning(images: np.ndarray) -> np.ndarray:
+    """Pixels to the right for a pixel up, by the moments of the ink: uint8 [n, S, S, 1] → [n]."""
+    ink = images[..., 0] / 255
+    y, x = np.mgrid[: ink.shape[1], : ink.shape[2]]
+    mass = ink.sum((1, 2)) + 1e-6
+    x, y = (axis - ((ink * axis).sum((1, 2)) / mass)[:, None, None] for axis in (x, y))
+    return -(ink * x * y).sum((1, 2)) / ((ink * y * y).sum((1, 2)) + 1e-6)
+
+
+def amount(images: np.ndarray) -> np.ndarray:
+    """The share of an image that is ink: uint8 [n, S, S, 1] → [n]."""
+    return images.mean((1, 2, 3)) / 255
+
+
+def follows(measure, digits: np.ndarray, references: np.ndarray) -> float:
+    """The correlation of a measure of digits [n, 10, S, S, 1], less the mean of their class, with
+    that of their references [n, S, S, 1].
+    """
+    of_digits = measure(digits.reshape(-1, *digits.shape[2:])).reshape(digits.shape[:2])
+    of_digits = of_digits - of_digits.mean(0)
+    of_references = np.repeat(measure(references)[:, None], digits.shape[1], 1)
+    return float(np.corrcoef(of_digits.ravel(), of_references.ravel())[0, 1])
 
 
 if __name__ == '__main__':
