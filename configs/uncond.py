@@ -92,7 +92,7 @@ def imagenet(preset: str) -> ConfigDict:
 
 def _model(config: ConfigDict, variant: str, image_size: int) -> None:
     config.model = ConfigDict()  # decides the parameter tree: equal in runs that share weights
-    config.model.variant = variant  # a size: digits, S, B, L, H, G, or one spelled out
+    config.model.variant = variant  # a size: XS, S, B, L, H, G, or one spelled out
     config.model.image_size = image_size  # side of the target in pixels, a multiple of 16
     config.model.channels = 3  # 3 for RGB, 1 for grayscale
     config.model.num_classes = 1000  # rows of the label table; used where condition.kind is class
@@ -285,7 +285,7 @@ def small() -> ConfigDict:
     """What learns at 32×32 in minutes on two CPU cores: a small model, Muon, a short warm-up."""
     config = imagenet('imagenet256_b16')
     steps = config.get_ref('steps')
-    config.model.variant, config.model.image_size = 'digits', 32
+    config.model.variant, config.model.image_size = 'XS', 32
     config.batch_size = 8
     config.log_every = share(steps, 4, at_most=50)
     config.mesh = (-1, 1, 1)
