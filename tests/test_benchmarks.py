@@ -255,11 +255,14 @@ def test_the_nearest_reference_tells_characters_apart():
     one_shot.right(np.zeros_like(real), references)  # an empty picture is no reason to end
 
 
-def test_the_hand_of_the_nearest_digit():
-    real, labels, hands = same_hand.held_out_digits()
-    found = same_hand.nearest_hands(real, labels, real, labels, hands)
-    assert 0.6 < np.mean(found == hands) < 1  # itself aside
-    nudged = np.clip(real.astype(int) + 1, 0, 255).astype(np.uint8)
-    assert (same_hand.nearest_hands(nudged, labels, real, labels, hands) == hands).all()
-    other = same_hand.nearest_hands(nudged, (labels + 1) % 10, real, labels, hands)
-    assert np.mean(other == hands) < 1
+def test_a_hand_is_followed_by_its_own_digits_alone():
+    references, real = same_hand.examples(40)
+    assert references.shape == (40, 32, 32, 1) and real.shape == (40, 10, 32, 32, 1)
+    others = np.roll(real, 7, 0)
+    for measure_of, least in ((same_hand.leaning, 0.7), (same_hand.amount, 0.5)):
+        assert same_hand.follows(measure_of, real, references) > least
+        assert abs(same_hand.follows(measure_of, others, references)) < 0.3
+        copies = np.repeat(references[:, None], 10, 1)
+        assert same_hand.follows(measure_of, copies, references) == pytest.approx(1)
+    mirrored = real[..., ::-1, :]
+    assert same_hand.follows(same_hand.leaning, mirrored, references) < -0.7

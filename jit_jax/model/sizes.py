@@ -9,7 +9,7 @@ VARIANTS = {
     'XS': {
         'depth': 8,
         'width': 64,
-        'heads': 4,
+        'heads': 2,
         'bottleneck': 32,
         'class_tokens': 8,
         'class_start': 2,

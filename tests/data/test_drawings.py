@@ -44,7 +44,8 @@ def test_no_character_is_in_both_splits():
     assert {image.tobytes() for image in images} == expected and len(expected) == 136
 
 
-def test_a_digit_has_a_reference_of_another_class_by_its_hand():
+def test_a_digit_has_a_reference_of_another_class_by_its_writer(monkeypatch):
+    monkeypatch.setattr(handwriting, 'style', lambda number, way: handwriting.PLAIN)
     levels, classes = load_digits(return_X_y=True)
     starts = np.asarray(handwriting.STARTS)
     assert (classes[starts[:, None] + np.arange(9)] == np.arange(9)).mean() > 0.9
@@ -63,6 +64,47 @@ def test_a_digit_has_a_reference_of_another_class_by_its_hand():
         assert not any(np.array_equal(source[i]['image'], source[i]['cond']) for i in some)
     assert seen['test'] == set(handwriting.HELD_OUT) and not seen['test'] & seen['train']
     assert sorted(int(source[i]['label']) for i in range(20)) == sorted(2 * list(range(10)))
+
+
+def test_both_pictures_of_an_example_have_one_style(monkeypatch):
+    given = []
+    enlarged = handwriting.enlarged
+
+    def noted(levels, style):
+        given.append(style)
+        return enlarged(levels, style)
+
+    monkeypatch.setattr(handwriting, 'enlarged', noted)
+    for split in ('train', 'test'):
+        source = data.open_source('handwriting', split=split, image_size=32, channels=1)
+        given.clear()  # opening it reads an example
+        for i in (0, 1, 0):
+            source[i]
+        (first, of_its_reference), (second, _), again = given[:2], given[2:4], tuple(given[4:])
+        assert first == of_its_reference and again == (first, first) and second != first
+
+
+def test_a_style_leans_and_presses():
+    levels, classes, _ = handwriting.written()
+    one = levels[np.flatnonzero(classes == 1)[0]]
+
+    def drawn(slant, pen):
+        return np.asarray(handwriting.enlarged(one, handwriting.Style(slant, pen)), float)
+
+    def lean(image):
+        """Where the ink of the upper half lies, to the right of that of the lower half."""
+        x = np.arange(32)
+        upper, lower = image[:16].sum(0), image[16:].sum(0)
+        return upper @ x / upper.sum() - lower @ x / lower.sum()
+
+    left, plain, right = (lean(drawn(slant, 1.0)) for slant in (-0.3, 0.0, 0.3))
+    assert left < plain - 2 < plain + 2 < right
+    fine, plain, broad = (drawn(0.0, pen).mean() for pen in (2.0, 1.0, 0.5))
+    assert fine < 0.9 * plain < 1.1 * plain < broad
+    styles = [handwriting.style(number, way) for number in range(100) for way in range(9)]
+    slants, pens = np.asarray(styles).T
+    assert abs(slants.mean()) < 0.03 and np.abs(slants).max() <= handwriting.SLANT
+    assert abs(np.log(pens).mean()) < 0.05 and 0.5 <= pens.min() < 0.6 < 1.8 < pens.max() <= 2
 
 
 def test_other_splits_are_refused():
