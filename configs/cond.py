@@ -2,7 +2,7 @@
 
 python train.py --config=configs/cond.py --config.init_from=runs/uncond  # digits: fill in a hole
 python train.py --config=configs/cond.py:digits_meanflow --config.init_from=runs/cond  # in a pass
-python train.py --config=configs/cond.py:digits_text     # digits from captions: ten minutes
+python train.py --config=configs/cond.py:digits_text     # digits from captions: 15 minutes
 python train.py --config=configs/cond.py:handwriting     # a digit by the hand of another one
 python train.py --config=configs/cond.py:omniglot        # a character from two drawings of it
 python train.py --config=configs/cond.py:pairs --config.data.path=pairs      # one GPU
@@ -21,13 +21,13 @@ from jit_jax.errors import UserError, did_you_mean
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
     'digits_meanflow': 'the same in one pass, with --config.init_from=runs/cond: minutes',
-    'digits_text': 'handwritten digits from captions, such as "a seven or a two": ten minutes',
+    'digits_text': 'handwritten digits from captions, such as "a seven or a two": 15 minutes',
     'handwriting': 'a digit of a class by the hand that wrote another digit: on a laptop',
     'omniglot': 'a drawing of a character that was never seen, from two drawings: on a laptop',
     'folder': 'super-resolution of your own images, --config.data.path=FOLDER: 64×64 from 32×32',
-    'folder_cpu': 'the same, 32×32 from 16×16: ten minutes on a laptop',
+    'folder_cpu': 'the same, 32×32 from 16×16: 10 to 20 minutes on a laptop',
     'pairs': 'your own pairs at 64×64, --config.data.path=FOLDER with target/ and cond/ inside',
-    'pairs_cpu': 'the same at 32×32: ten minutes on a laptop',
+    'pairs_cpu': 'the same at 32×32: 10 to 20 minutes on a laptop',
 }
 for _name, _what in uncond.PRESETS.items():
     if _name.startswith('imagenet'):

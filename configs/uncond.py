@@ -20,7 +20,7 @@ SIZES = 'blhg'
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits at 32×32: minutes on a laptop',
     'folder': 'your own images at 64×64, --config.data.path=FOLDER: one GPU',
-    'folder_cpu': 'your own images at 32×32, --config.data.path=FOLDER: ten minutes on a laptop',
+    'folder_cpu': 'the same at 32×32: 10 to 20 minutes on a laptop',
     'digits_meanflow': 'digits in one or two passes, with --config.init_from=runs/uncond',
 }
 for _side, _patch in ((256, 16), (512, 32)):
@@ -303,7 +303,7 @@ def small() -> ConfigDict:
 
 
 def folder_cpu(preset: str) -> ConfigDict:
-    """Your own images, --config.data.path=FOLDER, at 32×32: ten minutes on two CPU cores."""
+    """Your own images, --config.data.path=FOLDER, at 32×32: 10 to 20 minutes on two CPU cores."""
     config = small()
     config.steps, config.model.num_classes = 3000, 0
     config.data.kind = 'folder'
