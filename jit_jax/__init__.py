@@ -102,7 +102,8 @@ def sample(
       references: more condition images, as many as the run learned: each float32 [num, Hr, Wr, C]
         of its sizes, or pictures as for cond, which are made smaller as in training.
       references_valid: bool [num, r], which of their patches count, image after image.
-      steps, sampler: 'heun', 'euler' or 'multistep'; None is the run's own, as below.
+      steps, sampler: 'heun', 'euler' or 'multistep', or 'meanflow' of a run that learned it; None
+        is the run's own, as below.
       guidance: the scale of classifier-free guidance, 1 for none.
       interval: (low, high) of t in [0, 1], between which guidance is on.
       t_eps: the least 1 − t that the sampler divides by, 0 to below 1. 0 ends on x̂; 0.05, as
