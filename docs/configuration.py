@@ -16,7 +16,8 @@ Written by `python docs/configuration.py` from the comments in `configs/`; chang
 
 Every value is a flag, such as `--config.batch_size=16` or `--config.mesh='(1,-1,1)'`. The values
 below are of the preset `configs/uncond.py:imagenet256_b16`, the published recipe; the other presets
-change what their own code shows.
+change what their own code shows, and `jit-jax train --config=uncond:folder --show` prints all
+values of one.
 
 """
 TABLE = '| key | default | |\n|---|---|---|\n'

@@ -85,7 +85,8 @@ def sample(
       key: a random key, jax.random.key(0).
       cond: float32 [num, Hc, Wc, C] in [−1, 1], condition images of a size that the run learned; or
         pictures of any size, one for all images or one for each: PIL images, paths, arrays uint8
-        [H, W, C]. Where the run cuts holes, patches with transparent pixels are missing.
+        [H, W, C]. Where the run cuts holes, patches with transparent pixels are missing. Numbers
+        far beyond [−1, 1] are refused, and a warning says so where none is below 0.
       cond_valid: bool [num, n], which of their patches count, rows first; all by default.
       cond_grid: int [num, 2], each row's own grid of patches, where a run mixes sizes.
       label: int [num], or one for all: classes from 0; num_classes is the null class.

@@ -138,9 +138,13 @@ def with_pictures(
             found['references'] = photographs.reference_rows(
                 model.config, pictures, len(rows), **how
             )
+        for one in [] if pictures and None not in pictures else images:
+            inputs.check_levels('references', one)
     if given['cond'] is not None:
         pictures = photographs.one_or_each('cond', given['cond'], len(rows))
-        if pictures is not None:
+        if pictures is None:
+            inputs.check_levels('cond', given['cond'])
+        else:
             made, _ = photographs.condition_rows(model.config, pictures, len(rows), **how)
             found |= made if given['cond_valid'] is None else {'cond': made['cond']}
     if from_image is None:

@@ -102,7 +102,7 @@ def test_condition_fine_tunes_the_same_tree_and_shows_three_side_by_side(finishe
     assert 'Starting from ema1 of runs/uncond at step 12' in said
     sample = ['sample', '--workdir=runs/cond', '--steps=2']
     in_process(cwd, *sample, '--num=4', '--out=cond.png')
-    assert Image.open(cwd / 'cond.png').size == size_of_grid(4, 3, columns=1)
+    assert Image.open(cwd / 'cond.png').size == size_of_grid(4, 3, columns=2)
     holed = Image.fromarray(np.full((32, 32, 4), 255, np.uint8))
     holed.paste((0, 0, 0, 0), (8, 8, 16, 16))
     holed.save(cwd / 'holed.png')
@@ -128,7 +128,7 @@ def test_digits_from_captions(in_process, tmp_path):
     assert with_reference == Places(shape, 1, heads=heads, captions=('a', 'b')).size
     words = ('--text=七', '--text=a seven or a two')
     in_process(tmp_path, *sample, *words, '--out=sevens.png')
-    below = Places((2, 1, 96, 96, 3), 1, captions=words).size
+    below = Places((2, 1, 96, 96, 3), 2, captions=words).size
     assert Image.open(tmp_path / 'sevens.png').size == below
     said = in_process(tmp_path, *sample, '--text=' + 25 * 'a', '--out=x.png', code=1)
     assert 'is 25 bytes, and this run learned at most 24' in said
@@ -325,8 +325,8 @@ def test_the_walk_of_the_readme_from_a_folder_of_pairs_to_a_result(in_process, t
         assert command[0] == 'jit-jax'
         in_process(tmp_path, *command[1:], '--steps=2')
     # 16 of condition, result and truth; 4 of condition and result.
-    assert Image.open(tmp_path / 'pairs.png').size == size_of_grid(16, 3, columns=2)
-    assert Image.open(tmp_path / 'new-results.png').size == size_of_grid(4, 2, columns=1)
+    assert Image.open(tmp_path / 'pairs.png').size == size_of_grid(16, 3, columns=3)
+    assert Image.open(tmp_path / 'new-results.png').size == size_of_grid(4, 2, columns=2)
     report = (tmp_path / 'runs/cond-pairs_cpu/report/index.html').read_text()
     assert (
         'condition | result | truth' in report

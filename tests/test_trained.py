@@ -3,6 +3,7 @@ is.
 """
 
 import inspect
+import warnings
 
 import jax
 import numpy as np
@@ -216,6 +217,25 @@ def test_what_the_run_learned_is_accepted(model, params):
     by_bytes = jit_jax.sample(model('text'), params, KEY, 2, cond_tokens=tokens)
     assert np.abs(by_text.astype(int) - by_bytes).max() <= 1
     assert np.abs(by_text.astype(int) - jit_jax.sample(model('text'), params, KEY, 2)).max() > 2
+
+
+@pytest.mark.parametrize('name', ['cond', 'references'])
+def test_numbers_of_another_range_are_not_taken_for_images(model, params, name):
+    kind, side = {'cond': ('edges', 32), 'references': ('references', 16)}[name]
+    image = np.random.default_rng(0).random((2, side, side, 3), np.float32)
+
+    def sampled(image):
+        given = {'cond': image} if name == 'cond' else {'references': [image]}
+        return jit_jax.sample(model(kind), params, KEY, 2, **given)
+
+    for wrong, found in ((image * 255, 'from 0.* to 25.*'), (image * np.nan, 'from nan to nan')):
+        with pytest.raises(UserError, match=rf'{name} is float32 in \[-1, 1\]; got values {found}'):
+            sampled(wrong)
+    with pytest.warns(UserWarning, match=f'{name} has values from .* multiply by 2 and subtract 1'):
+        sampled(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        sampled(2 * image - 1)  # what is meant
 
 
 def test_pictures_in_and_out(model, params):

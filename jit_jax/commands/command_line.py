@@ -258,7 +258,7 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
     try:
         stray = values(argv)[1:]
     except (AttributeError, KeyError) as error:
-        raise UserError(_no_such_key(str(error))) from error
+        raise UserError(_no_such_key(str(error), named, overrides)) from error
     except ImportError as error:
         raise UserError(f'{file} cannot be imported ({error}); install it or mend it.') from error
     except flags.Error as error:
@@ -301,8 +301,27 @@ def _wrong_value(words: str) -> str:
     return ''
 
 
-def _no_such_key(text: str) -> str:
-    """ml_collections' words hold the key and, at times, a similar one, both in quotes."""
+def _no_such_key(text: str, named: str, overrides: list[str]) -> str:
+    """ml_collections' words hold the key and, at times, a similar one, both in quotes. Else the
+    keys whose names hold it are named, or those beside it.
+    """
+    from jit_jax.recipe.checks import keys_of  # here, so that --help is quick
+
     plain = re.sub(r'Did you mean|instead of|\\n', ' ', text)
     key, *near = dict.fromkeys(re.findall(r'\w+', plain))
-    return f'There is no config key {key}' + (f'; did you mean {near[0]}?' if near else '.')
+    if near:
+        return f'There is no config key {key}; did you mean {near[0]}?'
+    keys = list(keys_of(read_config(named, [])))
+    asked = [word.partition('=')[0].partition('config.')[2].split('.') for word in overrides]
+    path = next(parts for parts in asked if key in parts)
+    section = '.'.join(path[: path.index(key)])
+    beside = [one for one in keys if one.rpartition('.')[0] == section]
+    holding = [one for one in beside if key in one.rpartition('.')[2]]
+    holding = holding or [one for one in keys if key in one.rpartition('.')[2].split('_')]
+    if holding:
+        return f'There is no config key {key}; did you mean {" or ".join(holding)}?'
+    place = f'config.{section}' if section else 'config'
+    prefix = f'{section}.' if section else ''
+    inside = [one.removeprefix(prefix) for one in keys if one.startswith(prefix)]
+    names = ', '.join(dict.fromkeys(one.partition('.')[0] for one in inside))
+    return f'There is no config key {key}; {place} has {names}.'

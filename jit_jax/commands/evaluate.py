@@ -15,6 +15,7 @@ On several hosts, run it on each.
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 
 import jax
@@ -132,7 +133,7 @@ def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
         cell = Sweep(axes, cell, swept, say).run(progress_of(args.num))
     if last:
         entry = last(cell, other_guidance=True, progress=progress_of(num))
-        show(args.workdir, entry)
+        show(args.workdir, entry, as_table=bool(axes))
 
 
 def check_guidance(args: argparse.Namespace, axes: dict, config: dict) -> None:
@@ -225,19 +226,25 @@ def say(text: str, end: str = '\n') -> None:
 
 
 def progress_of(num: int) -> Callable[[int], None]:
-    """A function of the number of images done, which writes one line again and again."""
+    """A function of the number of images done, which on a terminal writes one line again and
+    again, elsewhere a line each time.
+    """
+    in_place = sys.stdout.isatty()
 
     def progress(done: int) -> None:
-        say(f'\r{done}/{num} images', end='' if done < num else '\n')
+        start, end = ('\r', '' if done < num else '\n') if in_place else ('', '\n')
+        say(f'{start}{done}/{num} images', end=end)
 
     return progress
 
 
-def show(workdir: str, entry: dict) -> None:
-    """The numbers of a cell, a line each, then as a Markdown table."""
+def show(workdir: str, entry: dict, *, as_table: bool) -> None:
+    """The numbers of a cell, a line each; or of a sweep's best cell, as a Markdown table."""
     numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
-    for name, value in numbers.items():
-        say(f'{name:28} {value:.4f}')
+    if not as_table:
+        for name, value in numbers.items():
+            say(f'{name:28} {value:.4f}')
+        return
     cells = {
         'run': workdir,
         'step': entry['step'],

@@ -47,7 +47,7 @@ def read_config(workdir: str) -> dict:
         config = parse_config(path.read_text())
     except OSError as error:
         raise UserError(
-            f'--workdir names a run folder, and {path} cannot be read ({reason(error)}).'
+            f'report needs a run folder, and {path} cannot be read ({reason(error)}).'
         ) from error
     except ValueError as error:
         raise UserError(f'{path} is not a config of a run ({error}).') from error

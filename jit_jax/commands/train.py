@@ -5,6 +5,7 @@ examples:
   jit-jax train --config=uncond:folder --config.data.path=photos  # anywhere
   jit-jax train --config=cond --config.init_from=runs/uncond      # fine-tunes that run
   jit-jax train --list                                            # all presets
+  jit-jax train --config=uncond:folder --show                     # its keys and their values
 
 The same command goes on where a stopped run was. On several hosts, run it on each.
 """
@@ -13,13 +14,15 @@ import argparse
 import os
 import sys
 
+from ml_collections import ConfigDict
+
 from jit_jax import loop
 from jit_jax.commands import command_line, environment
 from jit_jax.commands.command_line import Parser
 from jit_jax.configs import cond, uncond
 from jit_jax.hardware import compiler
 from jit_jax.model import sizes
-from jit_jax.recipe import build
+from jit_jax.recipe import build, checks
 
 
 def define_flags(parser: Parser) -> None:
@@ -29,6 +32,9 @@ def define_flags(parser: Parser) -> None:
     parser.add_argument('--workdir', help='the run folder; runs/<config name> by default')
     parser.add_argument(
         '--yes', action='store_true', help='start even what would take this CPU days'
+    )
+    parser.add_argument(
+        '--show', action='store_true', help='print every key of the config, and stop'
     )
     parser.add_argument('--list', action='store_true', help='print the presets, and stop')
     environment.define_flags(parser)
@@ -41,6 +47,9 @@ def main(args: argparse.Namespace) -> None:
     command_line.required(
         args, 'config', f'says what to run, for example {command_line.example_config()}.'
     )
+    if args.show:
+        print(keys(args.config))
+        return
     workdir = args.workdir or os.path.join('runs', args.config_name)
     width = sizes.size(args.config.model.variant)['width']
     environment.use_cpu_cores(args.config.batch_size, width)
@@ -56,6 +65,12 @@ def main(args: argparse.Namespace) -> None:
         print(f'Stopped at once; the same command goes on from the newest checkpoint of {workdir}.')
         sys.stdout.flush()
         os._exit(130)
+
+
+def keys(config: ConfigDict) -> str:
+    """Every key of a config with its value, as it would be given: `config.steps = 2200`."""
+    found = [f'config.{key} = {checks.lookup(config, key)!r}' for key in checks.keys_of(config)]
+    return '\n'.join(found)
 
 
 def presets() -> str:

@@ -12,6 +12,7 @@ from jit_jax.data.captions import (
     to_tokens,
 )
 from jit_jax.data.embeddings import Embeddings, read_encoder
+from jit_jax.data.folders import count_classes
 from jit_jax.data.hugging_face import captions_of
 from jit_jax.data.listing import HOLDOUTS
 from jit_jax.data.pairs import condition_names
@@ -34,6 +35,7 @@ __all__ = [
     'center_crop',
     'condition_image',
     'condition_names',
+    'count_classes',
     'decode',
     'decode_caption',
     'encode_caption',

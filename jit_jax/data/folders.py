@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from jit_jax.data import metadata
-from jit_jax.data.listing import ENDINGS, Example, Listing, divide, images_in
+from jit_jax.data.listing import ENDINGS, Example, Listing, divide, existing_folder, images_in
 from jit_jax.data.records import Records
 from jit_jax.errors import UserError
 
@@ -32,6 +32,11 @@ def open_folder(root: Path, split: str, holdout: str) -> Records:
         _check_known(folder, classes, training, known)
         classes = known
     return found.records(split, ('image',), classes, noun='images')
+
+
+def count_classes(path: str | None, split: str, holdout: str) -> int:
+    """How many classes the images in a folder have. Raises UserError as `open_folder` does."""
+    return len(open_folder(existing_folder(path), split, holdout).classes)
 
 
 def _list_folder(root: Path, folder: Path) -> Listing:

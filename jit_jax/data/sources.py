@@ -81,6 +81,7 @@ def open_source(
         palette=palette,
         tokens=tokens,
         embeddings=embeddings,
+        split=split,
     )
 
 
@@ -144,6 +145,7 @@ class Source:
         palette: str = '',
         tokens: int = 0,
         embeddings: str = '',
+        split: str = '',
     ):
         if channels not in (1, 3) or image_size < 1:
             raise UserError(
@@ -165,7 +167,7 @@ class Source:
             longest = self._embeddings or captions
             self.tokens = longest.slots_for(records.captions, records.count, tokens)
         self.summary = records.summary
-        self._try_some()
+        self._try_some(held_out=split == 'test')
 
     def __len__(self):
         return self._records.count
@@ -266,7 +268,7 @@ class Source:
             return {'captions': self._embeddings.numbers(said)}
         return captions.to_tokens(said, self.tokens) if self.tokens else {}
 
-    def _try_some(self) -> None:
+    def _try_some(self, *, held_out: bool) -> None:
         """Raises UserError unless one of a few examples can be read; none counts as broken."""
         tried = range(0, len(self), max(1, len(self) // _TRIED))[:_TRIED]
         failures = []
@@ -279,9 +281,14 @@ class Source:
             except Exception as error:  # as in `load`
                 failures.append(f'{self._records.name(index)} ({_one_line(error)})')
         of_all = f', of {len(self):,},' if len(tried) < len(self) else ''
+        what, found, fix = 'images', '', 'repair or remove them'
+        if held_out:
+            what, found = 'held-out images', f' ({self.summary.partition(";")[0].rstrip(".")})'
+            if not self.held_out.endswith('/'):  # no folder of their own
+                fix += ', and others are held out instead'
         raise UserError(
-            f'None of the {len(tried)} images that were tried{of_all} can be read: repair or '
-            f'remove them; the first is {failures[0]}.'
+            f'None of the {len(tried)} {what} that were tried{of_all} can be read{found}: {fix}; '
+            f'the first is {failures[0]}.'
         )
 
     def _report(self, index, error):

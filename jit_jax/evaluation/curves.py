@@ -5,6 +5,7 @@ import re
 
 from etils import epath
 
+from jit_jax.output.charts import GENERATED
 from jit_jax.output.jsonl import read_lines
 
 Curve = list[tuple[int, float]]  # (step, value)
@@ -35,7 +36,7 @@ def families(path: epath.PathLike) -> dict[str, dict[str, Curve]]:
 def _parts(name: str) -> tuple[str, str]:
     beside = BESIDE.fullmatch(name)
     if beside:
-        return beside[1], (beside[2] or 'generated').replace('_', ' ')
+        return beside[1], (beside[2] or GENERATED).replace('_', ' ')
     matched = MEMBER.fullmatch(name)
     if not matched:
         return name, ''

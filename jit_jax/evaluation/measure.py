@@ -28,6 +28,18 @@ from jit_jax.recipe import kinds
 from jit_jax.training.processes import every_process
 
 METRICS = ('classifier', 'fid', 'is', 'kid', 'precision_recall', 'truth', 'seams', 'denoising')
+NUMBERS = {  # that people ask for by name: the metric that says them
+    'psnr': 'truth',
+    'ssim': 'truth',
+    'lpips': 'truth',
+    'readable': 'classifier',
+    'classifier_distance': 'classifier',
+    'precision': 'precision_recall',
+    'recall': 'precision_recall',
+    'border_steps': 'seams',
+    'mse': 'denoising',
+    'v_loss': 'denoising',
+}
 LEAST = {'is': 10, 'precision_recall': 4}  # images; two are enough for the others
 
 
@@ -70,6 +82,8 @@ def check(config: dict, names: list[str], files: Files, num: int) -> None:
     for name in names:
         if name not in METRICS:
             near = did_you_mean(name, METRICS)
+            if name in NUMBERS:
+                near = f'{name} is a number of {NUMBERS[name]}.'
             there = f'--metrics: {name!r} is not one of {", ".join(METRICS)}'
             raise UserError(f'{there}; {near}' if near else f'{there}.')
     _check_data(config, names, files)

@@ -7,6 +7,7 @@ from jit_jax.output.images import grid
 SIDE = 16  # pixels along each side of the images that are compared
 SHOWN = 12  # samples in the picture
 NEAREST = 3  # training images beside each
+ENOUGH = 50  # held-out images; the nearest of fewer is much a matter of chance
 
 
 def images_of(source, count: int) -> np.ndarray:
@@ -74,8 +75,16 @@ def _sentences(
 
 
 def _verdict(close: int, samples: int, held_out: int) -> str:
-    """By how many samples are closer than all held-out images: by chance, one in so many + 1 is."""
+    """By how many samples are closer than all held-out images: by chance, one in so many + 1 is.
+    Nothing is said to be a copy, or none, by few held-out images.
+    """
     by_chance = samples / (held_out + 1)
+    if held_out < ENOUGH:
+        return (
+            f'Too few images are held out ({held_out}, fewer than {ENOUGH}) to tell copies by: '
+            f'{close} of {samples} samples are closer to a training image than any of these, by '
+            f'chance it would be {by_chance:.2g}. Look at the closest. '
+        )
     word = 'No copies' if close <= by_chance else 'Perhaps copies'
     return (
         f'{word}: {close} of {samples} samples are closer to a training image than any of '

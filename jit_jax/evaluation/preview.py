@@ -11,7 +11,7 @@ from jit_jax.diffusion import conditions
 from jit_jax.diffusion.generate import compiled_sampler, noise
 from jit_jax.evaluation import held_out
 from jit_jax.model import sharding
-from jit_jax.output.images import grid, to_uint8
+from jit_jax.output.images import across, grid, to_uint8
 from jit_jax.recipe import build
 
 LATEST = 'latest.npz'  # arr_0 uint8 [N, H, W, C], the images of the newest grid without labels
@@ -94,7 +94,6 @@ def sheet(
     given. Below a sample stand its kind of condition, where `kinds` names one for each, its class,
     and its caption: its bytes, or what `said` says of tokens that are embeddings.
     """
-    columns = max(1, round(len(images) ** 0.5))
     heads, parts = (), {'result': images}
     shown = conditions.picture(conditioning, model.image_size)
     given = {} if shown is None else {'condition': to_uint8(shown)}
@@ -108,8 +107,8 @@ def sheet(
         parts = {'picture': begun_from} | parts
     if len(parts) > 1:
         heads, images = tuple(parts), np.stack(list(parts.values()), 1)
-        columns = max(1, columns // 2)
     lines = captions(len(images), conditioning, classes, kinds, said)
+    columns = across(images, heads, lines)
     return grid(images, columns, heads=heads, captions=lines)
 
 

@@ -1,5 +1,6 @@
 """Charts and heat maps by matplotlib, drawn into arrays. One palette for all pictures of a run."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,10 @@ INK, FAINT_INK, FAINT = '#444b57', '#8a8f99', '#e4e7ec'
 
 WIDTH, HEIGHT = 460, 250  # of a chart on a page, in pixels; it is drawn twice as large
 POINTS = 300  # of a curve at most; a longer one is averaged
+LABEL = 26  # letters in a line beside a chart, or they are cut off
 ROUND = (1, 2, 5, 10)  # between two ticks, times a power of ten
+
+GENERATED, HELD_AGAINST = 'generated', ('held out', 'train')  # names of curves
 
 # What the numbers of metrics.jsonl are, where the name does not say it: the name of the y axis.
 UNITS = {
@@ -50,22 +54,41 @@ def _chart_figure(title: str, series: dict, marks: Sequence[int] = (), names: Se
     figure = Figure((WIDTH / 100, HEIGHT / 100), dpi=200, layout='constrained')
     axes = figure.add_subplot()
     names = names or list(series)
-    colors = dict(zip(names, _colors(len(names)), strict=True))
+    beside = {name: _beside(name, names) for name in names}
+    own = list(dict.fromkeys(beside.values()))  # a colour each
+    colors = dict(zip(own, _colors(len(own)), strict=True))
     for name, points in series.items():
-        color = colors[name]
         steps, values = thinned(points).T
         marker = 'o' if len(steps) == 1 else ''
-        axes.plot(steps, values, color=color, label=name, marker=marker, markersize=5)
+        look = {'color': colors[beside[name]], 'marker': marker, 'markersize': 5}
+        if beside[name] == name:
+            axes.plot(steps, values, label=name, **look)
+        else:
+            axes.plot(steps, values, linestyle='--', zorder=1.5, **look)
+    for words in HELD_AGAINST:
+        if any(beside[name] != name and name.endswith(words) for name in series):
+            axes.plot([], [], linestyle='--', color=INK, label=words)
     for step in marks:
         axes.axvline(step, color=FAINT_INK, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     on_log = _on_log_scale(title, series)
     axes.set_title(f'{title}, log scale' if on_log else title, loc='left', color=INK, fontsize=10)
     axes.set_xlabel('step', color=INK, fontsize=9)
-    axes.set_ylabel(_unit(title), color=INK, fontsize=9)
+    axes.set_ylabel(textwrap.fill(_unit(title), LABEL), color=INK, fontsize=9)
     _set_ticks(axes, on_log=on_log)
     if len(names) > 1:  # beside the axes, where no curve passes
         figure.legend(loc='outside right upper', frameon=False, fontsize=8, labelcolor=INK)
     return figure
+
+
+def _beside(name: str, names: Sequence[str]) -> str:
+    """The curve that another one is held against, drawn dashed in its colour: of a judge's 'svc
+    held out' that is 'svc'. Any other name is its own.
+    """
+    for words in HELD_AGAINST:
+        partner = GENERATED if name == words else name.removesuffix(f' {words}')
+        if partner != name and partner in names:
+            return partner
+    return name
 
 
 def thinned(points: list[tuple[int, float]]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Images as people see them: uint8, labelled grids, PNG."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from jit_jax.output.letters import font, font_for
 
 TILE = 96  # pixels along the short side of an image in a grid, at least
 MARGIN, GAP, GROUP_GAP = 6, 4, 18  # of white: around a grid, between images, between groups
+LANDSCAPE = 4 / 3  # width over height that a grid is near to
 TEXT = 13  # pixels, the least size of a label
 
 
@@ -53,6 +55,23 @@ def grid(
             sheet.paste(Image.fromarray(image), place.image(i, k))
     _write_labels(sheet, place, heads, rows, captions)
     return np.array(sheet)
+
+
+def across(groups: np.ndarray, heads: Sequence[str] = (), captions: Sequence[str] = ()) -> int:
+    """Groups in a row with which their grid is nearest to LANDSCAPE, its last row not too empty.
+
+    groups, heads, captions: as `grid` takes them.
+    """
+    count, images = len(groups), groups.shape[1] if groups.ndim == 5 else 1
+    one = enlarged(groups[:1])
+    shape = (count, images, *one.shape[-3:])
+
+    def misfit(columns: int) -> float:
+        width, height = Places(shape, columns, heads, captions=captions).size
+        empty = -count % columns / (count + -count % columns)
+        return abs(math.log(width / height / LANDSCAPE)) + 3 * empty
+
+    return min(range(1, count + 1), key=misfit)
 
 
 class Places:

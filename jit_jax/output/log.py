@@ -17,7 +17,7 @@ from jit_jax.output.clock import Clock
 from jit_jax.output.files import save_npz
 from jit_jax.output.images import save_png
 from jit_jax.output.jsonl import Lines, drop_lines_after
-from jit_jax.output.progress import duration, progress_line, shown, table
+from jit_jax.output.progress import duration, measured, progress_line, shown
 from jit_jax.output.sinks import Line
 from jit_jax.output.warnings_once import Trouble
 
@@ -103,7 +103,7 @@ class Writer:
         self.lines.add({'step': step, **values})
         self._hand_over(step, values, {})
         if 'loss' not in values:
-            self.say(table(step, values))
+            self.say(measured(step, values))
         elif self.on_terminal:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(shown(values))

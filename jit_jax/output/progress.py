@@ -1,6 +1,13 @@
 """The lines that a person reads while a run trains."""
 
-COLUMNS = 3  # of what an evaluation found
+MOST = 2  # numbers of generated images in a line
+WATCHED = {  # of what an evaluation found, the first of these
+    'fid': 'FID {:.4g}',
+    'psnr': 'PSNR {:.2f} dB',
+    'readable': '{:.1%} readable',
+    'ssim': 'SSIM {:.3f}',
+    'classifier_distance': 'classifier distance {:.3g}',
+}
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:
@@ -9,16 +16,21 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_left:
     return f'{at}  {shown(values)}  left {duration(seconds_left)}'
 
 
-def table(step: int, values: dict[str, float]) -> str:
-    """What an evaluation found after a step, in columns below a heading."""
-    cells = {name.removeprefix('evaluate/'): f'{value:.4g}' for name, value in values.items()}
-    widths = [max(map(len, texts)) for texts in (cells, cells.values())]
-    lines = [f'measured at step {step}:']
-    for i, (name, value) in enumerate(cells.items()):
-        if i % COLUMNS == 0:
-            lines.append('')
-        lines[-1] += f'  {name:{widths[0]}} {value:{widths[1]}}'
-    return '\n'.join(line.rstrip() for line in lines)
+def measured(step: int, values: dict[str, float]) -> str:
+    """What an evaluation found after a step, in a line: the few numbers that one watches.
+
+    `measured at step 550: held-out loss 0.213, 78.1 % readable, classifier distance 31.4`, with
+    where the others are. The loss is the mean of those at times of equal parts of [0, 1].
+    """
+    found = {name.removeprefix('evaluate/'): value for name, value in values.items()}
+    losses = [value for name, value in found.items() if name.startswith('v_loss_t')]
+    parts = [f'held-out loss {sum(losses) / len(losses):.3g}'] if losses else []
+    known = [words.format(found[name]) for name, words in WATCHED.items() if name in found]
+    if not parts and not known:  # none of these: the first ones there are
+        known = [f'{name} {value:.4g}' for name, value in found.items()]
+    parts += known[:MOST]
+    rest = '; all numbers are in metrics.jsonl' if len(found) > len(parts) else ''
+    return f'measured at step {step}: {", ".join(parts)}{rest}'
 
 
 def shown(values: dict[str, float]) -> str:

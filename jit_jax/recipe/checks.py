@@ -312,7 +312,7 @@ def _check_condition(config):
     named = conditions.kinds(c['kind'])
     if 'class' in named and not m['num_classes']:
         raise UserError(
-            'config.condition.kind with class needs classes; set config.model.num_classes.'
+            f'config.condition.kind with class needs classes{kinds.classes_there(config["data"])}.'
         )
     if named & conditions.PAIRED and config['data']['kind'] not in PAIRED:
         raise UserError(
@@ -365,13 +365,14 @@ def _check_width(name: str, tokens, config):
     """What tokens need of the model. tokens: their shape, bytes [1, m] or embeddings [1, m, E]."""
     m = config['model']
     are_bytes = tokens.ndim == 2
-    width = m['token_width'] if are_bytes else tokens.shape[2]
+    width = tokens.shape[-1]
+    if are_bytes:  # any width will do; that of the network costs little
+        width = m['token_width'] or size(m['variant'])['width']
     vocabulary = data.VOCABULARY if are_bytes else 0
-    if not width or (m['token_width'], m['vocabulary']) != (width, vocabulary):
-        hint = ' (64 for a small model)' if are_bytes else ''
+    if (m['token_width'], m['vocabulary']) != (width, vocabulary):
         raise UserError(
-            f'config.condition.kind: the tokens of {name} need config.model.token_width='
-            f'{width or 64}{hint} and config.model.vocabulary={vocabulary}.'
+            f'config.condition.kind: the tokens of {name} need config.model.token_width={width} '
+            f'and config.model.vocabulary={vocabulary}.'
         )
 
 

@@ -6,6 +6,7 @@ of arguments.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -27,6 +28,8 @@ NEEDS = {
     'cond_tokens_valid': 'cond_tokens',
     'references_valid': 'references',
 }
+
+BEYOND = 1.5  # further than what resizing makes of [-1, 1] at edges
 
 
 def check_settings(
@@ -85,6 +88,27 @@ def check_conditioning(
         _check_both(given, net, learned, config, prefix)
     if 'cond_tokens' in given:
         _check_tokens(given, learned, config, prefix)
+
+
+def check_levels(name: str, given) -> None:
+    """Raises UserError for float images far beyond [−1, 1]; warns of images without any value below
+    0, which may be of another range.
+    """
+    images = np.asarray(given)
+    if not np.issubdtype(images.dtype, np.floating) or not images.size:
+        return
+    low, high = images.min(), images.max()
+    if not -BEYOND <= low <= high <= BEYOND:  # nor NaN
+        raise UserError(
+            f'{name} is float32 in [-1, 1]; got values from {low:g} to {high:g}: give uint8, or '
+            'for values from 0 to 255 divide by 127.5 and subtract 1.'
+        )
+    if low >= 0 and high > 0:
+        warnings.warn(
+            f'{name} has values from {low:g} to {high:g}; -1 is black and 1 is white: for images '
+            'in [0, 1] multiply by 2 and subtract 1, or give uint8.',
+            stacklevel=2,
+        )
 
 
 def check_key(key) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jit_jax.data import condition_names
+from jit_jax.data import condition_names, count_classes
 from jit_jax.diffusion import conditions
 from jit_jax.errors import UserError
 
@@ -88,6 +88,16 @@ def shapes(config, names: list[str]) -> dict:
         batch |= shapes_of_a_text(config, 1)
     key = jax.eval_shape(partial(jax.random.key, 0))
     return jax.eval_shape(condition(config, '+'.join(names)), x, batch, key)
+
+
+def classes_there(section) -> str:
+    """What to do where config.data lacks classes, in words that follow 'needs classes'."""
+    if section['kind'] != 'folder':
+        return '; set config.model.num_classes'
+    count = count_classes(section['path'] or None, section['train'], section['holdout'])
+    if count:
+        return f', of which {section["path"]} has {count}; set config.model.num_classes={count}'
+    return f', and {section["path"]} has none; put the images of each into a sub-folder'
 
 
 def text_tokens(config) -> int:

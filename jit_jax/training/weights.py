@@ -85,17 +85,41 @@ def _newest_intact(path: epath.Path, which: str | None) -> tuple[epath.Path, str
             problem = f'; {folder.name}: {error}'
             logging.warning('%s is passed over: %s.', folder, error)
     check_exists(path)
-    wanted = 'give a run folder, a step folder or an export'
+    wanted = _first_step(path) or 'give a run folder, a step folder or an export'
     raise UserError(f'{path} holds no intact checkpoint{problem}; {wanted}.')
 
 
+def _first_step(path: epath.Path) -> str:
+    """When a run that has just started saves its first step, in words; '' for what is no such run.
+
+    What is there by then is at most a step under way.
+    """
+    folder = path / 'checkpoints'
+    if not folder.exists() or any(PARTIAL not in there.name for there in folder.iterdir()):
+        return ''
+    try:
+        config = parse_config((path / 'config.json').read_text())
+        first = min(config['checkpoint']['every'], config['steps'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ''
+    return f'its run saves the first after step {first}, or when it is stopped by Ctrl-C'
+
+
 def check_exists(path: epath.Path) -> None:
-    """Raises UserError, which names what is there instead, where there is no such path."""
+    """Raises UserError, which names the runs and exports beside it, where there is no such path."""
     if path.exists():
         return
     near = next(parent for parent in path.parents if parent.exists())
-    there = listed(child.name for child in near.iterdir())
-    raise UserError(f'{path} does not exist; {near} holds {there}.')
+    there = [child.name for child in near.iterdir() if _has_weights(child)]
+    if not there:
+        raise UserError(f'{path} does not exist, and {near} holds no run: name another folder.')
+    raise UserError(f'{path} does not exist; {near} holds {listed(there)}.')
+
+
+def _has_weights(path: epath.Path) -> bool:
+    """Whether a path looks like a run, a step or an export."""
+    named = ('config.json', 'checkpoints', MANIFEST)
+    return path.suffix == '.safetensors' or any((path / name).exists() for name in named)
 
 
 def _candidates(path: epath.Path) -> list[epath.Path]:

@@ -130,7 +130,10 @@ def test_a_sweep_finds_the_best_cell_and_is_not_done_twice(command, drawn):
 
     drawn.clear()
     assert said.splitlines()[-1] in command(*axes) and not drawn
-    assert '| 16 |' in command(*axes, '--final_num=16')
+    said = command(*axes, '--final_num=16')
+    assert '| 16 |' in said and '| classifier_distance |' in said
+    assert '\nclassifier_distance ' not in said  # said once
+    assert '\n8/16 images\n16/16 images\n' in said and '\r' not in said
     assert [settings.steps for settings in drawn] == [best[1]] * 2  # the second part is new
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from configs import uncond
 from jit_jax import loop, trained
 from jit_jax.commands import train
+from jit_jax.recipe import checks
 from jit_jax.training.weights import write_weights
 
 # Run folders by what they learned.
@@ -35,6 +36,10 @@ RUNS = {
 SAMPLE = [
     ('sample', '--workdir says which run to sample from, for example --workdir=runs/uncond'),
     ('sample --workdir={here}/nowhere', 'nowhere does not exist'),
+    (
+        'sample --workdir={young}',
+        'young holds no intact checkpoint; its run saves the first after step 550, or when it is',
+    ),
     ('sample --workdir={none} --ema=ema7', "no weights 'ema7'"),
     ('sample --workdir={none} --num=0', "--num: must be a whole number, at least 1; got '0'"),
     ('sample --workdir={none} --num=two', "--num: must be a whole number, at least 1; got 'two'"),
@@ -138,6 +143,9 @@ REPORT = [
     ('report {here}/bare', '/bare/config.json cannot be read (No such file or directory)'),
     ('evaluate --workdir={none} --sampler=meanflow', '--sampler=meanflow needs a run that'),
     ('evaluate --workdir={none} --sweep sampler=heun,meanflow', '--sweep sampler=meanflow needs'),
+    ('report {here}/bare', 'report needs a run folder, and '),
+    ('sample --workdir={here}/bare/nope', 'nope does not exist, and {here}/bare holds no run: na'),
+    ('evaluate --workdir={hole} --metrics=psnr', 'denoising; psnr is a number of truth.'),
     ('evaluate --workdir={labels} --metrics=classifer', 'denoising; did you mean classifier?'),
 ]
 EXPORT = [
@@ -188,6 +196,18 @@ TRAIN = [
     ('train --config=uncond:pairs', "There is no preset 'pairs'; this file has digits, folder"),
     ('train --config=uncond:folder_gpu', 'imagenet512_g32; did you mean folder_cpu?'),
     ('train --config=uncon', 'with :preset after it; did you mean uncond?'),
+    (
+        'train --config=uncond:folder --config.condition.kind=class --config.data.path={named}',
+        'needs classes, of which {named} has 2; set config.model.num_classes=2.',
+    ),
+    (
+        'train --config=uncond:folder --config.data.path={plain} --config.condition.kind=class',
+        'needs classes, and {plain} has none; put the images of each into a sub-folder.',
+    ),
+    (
+        'train --config=uncond:folder --config.data.path={plain} --config.condition.kind=text',
+        'need config.model.token_width=384 and config.model.vocabulary=256.',
+    ),
     ('train --config=uncond --steps=3', 'no flag --steps; did you mean --config.steps?'),
     ('train --steps=3', 'no flag --steps; did you mean --config.steps?'),
     ('train --config=uncond --path=x', 'no flag --path; did you mean --config.data.path?'),
@@ -232,7 +252,14 @@ def places(tmp_path_factory, params):
     for side in (16, 31, 32):
         found[f'px{side}'] = here / f'{side}.png'
         Image.new('RGB', (side, side)).save(found[f'px{side}'])
+    for name in ('named/a/1', 'named/b/1', 'plain/1', 'plain/2'):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (32, 32)).save(here / f'{name}.png')
+    found |= {'named': here / 'named', 'plain': here / 'plain'}
     (here / 'bare').mkdir()
+    found['young'] = here / 'young'
+    (found['young'] / 'checkpoints').mkdir(parents=True)
+    (found['young'] / 'config.json').write_text(json.dumps(uncond.get_config().to_dict()))
     found['file'] = here / 'file'
     found['file'].write_text('This is no picture, no config and no weights.')
     bundle = {'step': 2, 'seed': 0, 'checkpoint': 0, 'batch/image': np.zeros((1, 2, 2, 3), 'u1')}
@@ -316,4 +343,13 @@ def test_a_config_that_only_train_lists(command, monkeypatch):
     """`--list` needs no config, and nothing else does without."""
     code, out, err = command('train', '--list')
     assert code == 0 and err == '' and out == train.presets() + '\n'
-    assert json.dumps(out)
+
+
+def test_the_whole_config_is_shown_and_nothing_run(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command('train', '--config=uncond:folder_cpu', '--config.steps=44', '--show')
+    assert code == 0 and err == '' and not os.listdir(tmp_path)
+    shown = out.splitlines()
+    for line in ('steps = 44', "data.kind = 'folder'", 'optimizer.warmup = 2', 'mesh = (-1, 1, 1)'):
+        assert f'config.{line}' in shown  # warmup follows steps
+    assert len(shown) == len(list(checks.keys_of(uncond.get_config())))

@@ -108,6 +108,15 @@ def test_a_folder_of_unreadable_images_is_refused_when_it_is_opened(tmp_path):
     open_gray('folder', tmp_path)  # the others are counted when they are read
 
 
+def test_unreadable_images_that_are_held_out_are_called_so(tmp_path):
+    write(tmp_path, {f'{i:02}.png': b'' if i in (3, 19, 20) else i for i in range(23)})
+    counts = '22 images for training, 1 held out .every 20th.'
+    sentence = f'1 held-out images .*{counts}.*, and others are held out .*first is .*19.png'
+    refused(sentence, 'folder', path=tmp_path, split='test')
+    write(tmp_path / 'in', {f'{part}/{i}.png': b'' for part in ('train', 'test') for i in range(3)})
+    refused('3 held-out .*repair or remove them; the', 'folder', path=tmp_path / 'in', split='test')
+
+
 def test_opening_decodes_one_image_and_counts_none_as_broken(tmp_path, monkeypatch):
     write(tmp_path, {f'{i:02}.png': b'' if i < 2 else i for i in range(21)})
     read, to_array = [], preprocess.to_array

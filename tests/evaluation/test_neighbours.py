@@ -21,6 +21,8 @@ def test_copies_are_found_and_others_are_not():
     assert 'by chance it would be 0.017.' in words and '(0.0)' in words
     others, _ = neighbours.nearest(samples[:3], train, held_out)
     assert others.startswith('No copies: 0 of 3 samples are closer')
+    few, _ = neighbours.nearest(samples, train, held_out[:49])
+    assert few.startswith('Too few images are held out (49, fewer than 50) to tell copies by: 2 of')
     np.testing.assert_array_equal(grid[25:121:3, 6:102:3], train[7])  # the closest: the copy,
     np.testing.assert_array_equal(grid[25:121:3, 106:202:3], train[7])  # and what it is a copy of
     d = neighbours.distances(samples, train)

@@ -89,6 +89,27 @@ def test_a_name_keeps_its_colour_where_another_run_has_no_such_number():
     assert axes.figure.legends[0].get_texts()[0].get_text() == 'b'
 
 
+def test_what_a_curve_is_held_against_is_dashed_in_its_colour():
+    curve = [(0, 1.0), (100, 0.5)]
+    names = ['generated', 'held out', 'svc', 'svc held out', 'knn']
+    figure = charts._chart_figure('readable', dict.fromkeys(names, curve))
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[:5]]
+    blue, orange, green = charts.COLORS[:3]
+    assert looks == [(blue, '-'), (blue, '--'), (orange, '-'), (orange, '--'), (green, '-')]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ['generated', 'svc', 'knn', 'held out']
+    runs = charts._chart_figure('loss', {'train': curve, 'x': curve}).axes[0].lines
+    assert [line.get_linestyle() for line in runs] == ['-', '-']  # a run of that name
+
+
+@pytest.mark.parametrize('name', charts.UNITS)
+def test_no_name_of_an_axis_is_cut_off(name):
+    figure = charts._chart_figure(name, {'': [(0, 1e-4), (100, 0.5)]})
+    figure.draw_without_rendering()
+    label = figure.axes[0].yaxis.label.get_window_extent()
+    assert label.y0 >= 0 and label.y1 <= figure.bbox.height and label.x0 >= 0
+
+
 def test_the_mean_of_a_long_curve_is_kept():
     points = [(s, float(s % 2)) for s in range(100_000)]
     thin = charts.thinned(points)

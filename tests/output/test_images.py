@@ -3,12 +3,13 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from jit_jax.output import letters
-from jit_jax.output.images import Places, cut, enlarged, grid, save_png, to_uint8
+from jit_jax.output.images import Places, across, cut, enlarged, grid, save_png, to_uint8
 from jit_jax.output.letters import font, font_for
 
 
@@ -115,3 +116,14 @@ def test_save_png_makes_folders_and_leaves_nothing_beside(tmp_path):
         save_png(str(tmp_path / 'a' / 'b.png'), image)
     np.testing.assert_array_equal(Image.open(tmp_path / 'a/b.png'), image)
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['b.png']
+
+
+@pytest.mark.parametrize('N, K, columns', [(8, 3, 2), (16, 3, 3), (4, 2, 2), (1, 4, 1), (2, 1, 2)])
+def test_a_grid_lies_on_its_side(N, K, columns):
+    groups = np.zeros((N, K, 32, 32, 3), np.uint8)
+    heads = ('a', 'b', 'c', 'd')[:K] if K > 1 else ()
+    assert across(groups, heads) == columns
+    height, width, _ = grid(groups, columns, heads=heads).shape
+    assert width > height
+    for full in (16, 36, 64):  # squares stay squares: no row is left with holes
+        assert across(np.zeros((full, 32, 32, 3), np.uint8)) == full**0.5

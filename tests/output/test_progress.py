@@ -1,6 +1,8 @@
 """The line that a person reads."""
 
-from jit_jax.output.progress import duration, progress_line, table
+import pytest
+
+from jit_jax.output.progress import duration, measured, progress_line
 
 
 def test_a_line_of_training():
@@ -26,13 +28,24 @@ def test_lines_are_aligned():
         assert a.index(word) == b.index(word)
 
 
-def test_an_evaluation_is_shown_in_columns():
-    values = {'evaluate/psnr': 23.45678, 'evaluate/ssim': 0.7, 'evaluate/v_loss_t0.2': 0.123456}
-    assert table(100, values | {'evaluate/fid': 9.0}).splitlines() == [
-        'measured at step 100:',
-        '  psnr        23.46   ssim        0.7     v_loss_t0.2 0.1235',
-        '  fid         9',
-    ]
+@pytest.mark.parametrize(
+    'values, line',
+    [
+        (
+            {'psnr': 23.45678, 'seams': 1.2, 'v_loss_t0_0.5': 0.1, 'v_loss_t0.5_1': 0.3},
+            'held-out loss 0.2, PSNR 23.46 dB; all numbers are in metrics.jsonl',
+        ),
+        (
+            {'readable': 0.8594, 'classifier_distance': 25.91, 'readable_held_out': 1.0},
+            '85.9% readable, classifier distance 25.9; all numbers are in metrics.jsonl',
+        ),
+        ({'fid': 9.0}, 'FID 9'),
+        ({'is': 7.25}, 'is 7.25'),
+    ],
+)
+def test_an_evaluation_is_a_line_with_what_matters(values, line):
+    values = {f'evaluate/{name}': value for name, value in values.items()}
+    assert measured(100, values) == f'measured at step 100: {line}'
 
 
 def test_durations_have_units():
