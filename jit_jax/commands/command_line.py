@@ -257,8 +257,12 @@ def read_config(named: str, overrides: list[str]) -> ConfigDict:
     config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     try:
         stray = values(argv)[1:]
-    except (AttributeError, KeyError) as error:
-        raise UserError(_no_such_key(str(error), named, overrides)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = _no_such_key(named, overrides) if overrides else ''
+        if not problem and isinstance(error, TypeError):
+            raise
+        problem = problem or f'{file} cannot be read ({" ".join(str(error).split())}); mend it.'
+        raise UserError(problem) from error
     except ImportError as error:
         raise UserError(f'{file} cannot be imported ({error}); install it or mend it.') from error
     except flags.Error as error:
@@ -301,27 +305,32 @@ def _wrong_value(words: str) -> str:
     return ''
 
 
-def _no_such_key(text: str, named: str, overrides: list[str]) -> str:
-    """ml_collections' words hold the key and, at times, a similar one, both in quotes. Else the
-    keys whose names hold it are named, or those beside it.
+def _no_such_key(named: str, overrides: list[str]) -> str:
+    """Which key of the words the config does not have, and which was perhaps meant; '' where it has
+    them all.
     """
     from jit_jax.recipe.checks import keys_of  # here, so that --help is quick
 
-    plain = re.sub(r'Did you mean|instead of|\\n', ' ', text)
-    key, *near = dict.fromkeys(re.findall(r'\w+', plain))
-    if near:
-        return f'There is no config key {key}; did you mean {near[0]}?'
     keys = list(keys_of(read_config(named, [])))
-    asked = [word.partition('=')[0].partition('config.')[2].split('.') for word in overrides]
-    path = next(parts for parts in asked if key in parts)
-    section = '.'.join(path[: path.index(key)])
+    for word in overrides:
+        section, rest = '', word.partition('=')[0].partition('config.')[2]
+        while rest:
+            key, _, rest = rest.partition('.')
+            if section in keys:
+                return f'config.{section} is a value and has no {key}; leave .{key} out.'
+            inside = [one.removeprefix(section) for one in keys if one.startswith(section)]
+            there = dict.fromkeys(one.lstrip('.').partition('.')[0] for one in inside)
+            if key not in there:
+                hint = _meant(key, section, keys) or did_you_mean(key, there)
+                hint = hint or f'config{section and "."}{section} has {", ".join(there)}.'
+                return f'There is no config key {key}; {hint}'
+            section = f'{section}.{key}'.lstrip('.')
+    return ''
+
+
+def _meant(key: str, section: str, keys: list[str]) -> str:
+    """The keys whose names have this one in them, in its section or else anywhere; '' for none."""
     beside = [one for one in keys if one.rpartition('.')[0] == section]
-    holding = [one for one in beside if key in one.rpartition('.')[2]]
-    holding = holding or [one for one in keys if key in one.rpartition('.')[2].split('_')]
-    if holding:
-        return f'There is no config key {key}; did you mean {" or ".join(holding)}?'
-    place = f'config.{section}' if section else 'config'
-    prefix = f'{section}.' if section else ''
-    inside = [one.removeprefix(prefix) for one in keys if one.startswith(prefix)]
-    names = ', '.join(dict.fromkeys(one.partition('.')[0] for one in inside))
-    return f'There is no config key {key}; {place} has {names}.'
+    near = [one for one in beside if key in one.rpartition('.')[2].split('_')]
+    near = near or [one for one in keys if one.rpartition('.')[2] == key]
+    return f'did you mean {" or ".join(near)}?' if near else ''

@@ -141,6 +141,8 @@ REFUSED = [
     (('--config=uncond', '--config.decays=1'), 'no config key decays; did you mean ema.decays?'),
     (('--config=uncond', '--config.sample.qqq=1'), 'no config key qqq; config.sample has every, g'),
     (('--config=uncond', '--config.zzz.qqq=1'), 'no config key zzz; config has accumulate, bat'),
+    (('--config=uncond', '--config.steps.x=1'), 'config.steps is a value and has no x; leave .x'),
+    (('--config=uncond', '--config.mesh.a=1'), 'config.mesh is a value and has no a; leave .a out'),
     (('--config=uncond', '--config.steps=many'), 'config.steps'),
     (('--config=uncond', 'stray'), "'stray' is not a flag; write --name=value."),
     (('--config=uncond', '--config.steps', '3', 'stray'), "'stray' is not a flag"),
