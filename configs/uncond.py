@@ -279,6 +279,7 @@ def digits_meanflow(preset: str) -> ConfigDict:
 def in_few_steps(config: ConfigDict) -> ConfigDict:
     """A recipe, changed to learn the average velocity of its flow."""
     config.diffusion.objective, config.model.end_time = 'meanflow', True
+    config.diffusion.adaptive = 1.0
     config.sample.sampler, config.sample.steps = 'meanflow', 2
     return config
 
