@@ -20,7 +20,7 @@ def guide(conditional: Denoise, null: Denoise, scale, interval=(0.0, 1.0)) -> De
 
     v is affine in x̂ at one (z, t), so mixing x̂ is the same as mixing v. With low = 0 the interval
     includes t = 0, as in the official code. Outside the interval, and everywhere for scale = 1, the
-    null branch does not run.
+    null branch does not run. A step of MeanFlow, from t to end, is inside where a part of it is.
 
     Args:
       conditional, null: the network with its condition, and without.
@@ -41,7 +41,8 @@ def guide(conditional: Denoise, null: Denoise, scale, interval=(0.0, 1.0)) -> De
         def unmixed():
             return x_cond
 
-        after_low = (t[0] > low) | (low == 0)
+        latest = end[0][0] if end else t[0]
+        after_low = (latest > low) | (low == 0)
         before_high = t[0] < high
         return jax.lax.cond(after_low & before_high & (scale != 1), mixed, unmixed)
 

@@ -241,7 +241,7 @@ def test_every_time_to_begin_at_shares_one_program(tiny, params, conditioning):
 
 
 def constant(value):
-    return lambda z, t: jnp.full_like(z, value)
+    return lambda z, t, *end: jnp.full_like(z, value)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,13 @@ def test_guidance_is_on_inside_its_open_interval(interval, on):
     for t in (0.0, 0.05, 0.1, 0.11, 0.5, 0.9, 0.99, 1.0):
         expected = -1 + 3 * (2 - -1) if t in on else 2
         np.testing.assert_allclose(denoise(Z, jnp.array([t], jnp.float32)), expected)
+
+
+def test_guidance_is_on_in_a_step_that_reaches_into_its_interval():
+    denoise = jax.jit(guide(constant(2.0), constant(-1.0), 3.0, (0.25, 0.8)))
+    for t, end, on in ((0, 1, True), (0, 0.25, False), (0.2, 0.3, True), (0.8, 0.9, False)):
+        found = denoise(Z, *(jnp.array([time], jnp.float32) for time in (t, end)))
+        np.testing.assert_allclose(found, -1 + 3 * (2 - -1) if on else 2)
 
 
 def test_guidance_of_images_is_guidance_of_velocities():
