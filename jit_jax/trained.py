@@ -138,8 +138,9 @@ def with_pictures(
             found['references'] = photographs.reference_rows(
                 model.config, pictures, len(rows), **how
             )
-        for one in [] if pictures and None not in pictures else images:
-            inputs.check_levels('references', one)
+        else:
+            for image in images:
+                inputs.check_levels('references', image)
     if given['cond'] is not None:
         pictures = photographs.one_or_each('cond', given['cond'], len(rows))
         if pictures is None:
