@@ -95,6 +95,6 @@ def omniglot() -> ConfigDict:
     config.steps, config.model.num_classes = 3000, 0
     config.data.kind, config.condition.kind = 'omniglot', 'references'
     config.condition.paired = config.model.reference_images = 2
-    config.diffusion.noise_scale = 2.0
-    config.sample.guidance = 2.0
+    config.diffusion.noise_scale = 1.0
+    config.sample.guidance = 3.0  # of the right character: 41 % at 2, 47 % at 3
     return config
