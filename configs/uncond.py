@@ -180,8 +180,6 @@ def _diffusion(config: ConfigDict, image_size: int) -> None:
     # meanflow: of so many rows one has a step from t to a later time, the others are of the flow
     config.diffusion.mean_every = 2
     config.diffusion.uniform = 0.5  # meanflow: share of rows whose times are drawn uniformly
-    # meanflow: share of steps that are those of a sampler with 1, 2, 4 or 8 of them
-    config.diffusion.shortcuts = 0.0
     # meanflow: low and high, drawn between for each row with model.guidance
     config.diffusion.guidance = (1.0, 1.0)
     # meanflow: a row weighs its loss to minus this power; 0: all alike, 1: as published

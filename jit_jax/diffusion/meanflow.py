@@ -54,37 +54,21 @@ def draw(key, batch: int, d: Diffusion) -> tuple[jax.Array, dict]:
     has a range of it, float32 [B].
 
     The last of every d.mean_every `group`s has a step from t to end: two times in order, drawn as
-    `sample_t` does, or uniformly in a share d.uniform of rows; or, in a share d.shortcuts, what
-    `shortcut` draws. The others are of a flow: end = t. Guidance is drawn uniformly between the
-    logarithms of d.guidance.
+    `sample_t` does, or uniformly in a share d.uniform of rows. The others are of a flow: end = t.
+    Guidance is drawn uniformly between the logarithms of d.guidance.
     """
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 4)
     uniform = jax.random.uniform(keys[3], (batch,)) < d.uniform
     first, second = _times(keys[0], uniform, d), _times(keys[1], uniform, d)
     place = jnp.arange(batch) // group(batch, d.mean_every) % d.mean_every
     mean = place == d.mean_every - 1
-    begins, ends = jnp.minimum(first, second), jnp.maximum(first, second)
-    short = jax.random.uniform(keys[4], (batch,)) < d.shortcuts
-    begin, end = shortcut(keys[5], batch)
-    begins, ends = jnp.where(short, begin, begins), jnp.where(short, end, ends)
-    t, told = jnp.where(mean, begins, first), {'end': jnp.where(mean, ends, first)}
+    t = jnp.where(mean, jnp.minimum(first, second), first)
+    told = {'end': jnp.where(mean, jnp.maximum(first, second), first)}
     low, high = d.guidance
     if low != high:
         share = jax.random.uniform(keys[2], (batch,))
         told['guidance'] = low * (high / low) ** share
     return t, told
-
-
-def shortcut(key, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Begins and ends, float32 [B] each, of one of the steps of a sampler that takes 1, 2, 4 or 8.
-
-    As in shortcut models (arXiv 2410.12557): drawn at random, a step from noise to an image, which
-    one pass takes, hardly ever comes.
-    """
-    count_key, which_key = jax.random.split(key)
-    count = 2.0 ** jax.random.randint(count_key, (batch,), 0, 4)
-    which = jnp.floor(jax.random.uniform(which_key, (batch,)) * count)
-    return which / count, (which + 1) / count
 
 
 def _times(key, uniform, d: Diffusion) -> jax.Array:

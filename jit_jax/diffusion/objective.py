@@ -24,8 +24,8 @@ class Diffusion:
     clamped at t_eps wherever something is divided by them; samplers have a t_eps of their own.
     predict: what the network's output is; loss: what the squared error is of; both of QUANTITIES.
     objective: what x̂ is of, one of OBJECTIVES; the rest is of `meanflow.py` alone: of how many rows
-    one has a step, the shares of uniform times and of a sampler's steps, the range of guidance, and
-    the power by which rows of a large loss weigh less.
+    one has a step, the share of uniform times, the range of guidance, and the power by which rows
+    of a large loss weigh less.
     """
 
     noise_scale: float
@@ -37,7 +37,6 @@ class Diffusion:
     objective: str = 'flow'
     mean_every: int = 2
     uniform: float = 0.5
-    shortcuts: float = 0.0
     guidance: tuple[float, float] = (1.0, 1.0)
     adaptive: float = 0.0
 

@@ -90,7 +90,6 @@ RANGES = {  # finite numbers, from low to below high
     'diffusion.t_std': (0, math.inf),
     'diffusion.t_eps': (0, 1),
     'diffusion.uniform': (0, 1),
-    'diffusion.shortcuts': (0, 1),
     'diffusion.adaptive': (0, math.inf),
     'perceptual.weight': (0, math.inf),
     'perceptual.after': (0, 1),

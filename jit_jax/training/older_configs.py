@@ -29,7 +29,6 @@ ADDED = {
         'objective': 'flow',
         'mean_every': 2,
         'uniform': 0.5,
-        'shortcuts': 0.0,
         'guidance': [1.0, 1.0],
         'adaptive': 0.0,
     },

@@ -156,17 +156,6 @@ def test_one_row_of_so_many_has_a_step():
     assert share == pytest.approx(0.25 * (1 / (1 + np.exp(4.0)) + 1 / (1 + np.exp(2.4))), abs=0.01)
 
 
-def test_steps_of_samplers():
-    d = replace(D, mean_every=1, shortcuts=0.999)
-    t, told = meanflow.draw(jax.random.key(0), 4096, d)
-    begins, ends = np.asarray(t), np.asarray(told['end'])
-    counts = 1 / (ends - begins)
-    for count in (1, 2, 4, 8):
-        found = begins[counts == count] * count
-        assert len(found) == pytest.approx(1024, rel=0.15)
-        assert set(found) == set(range(count))
-
-
 def test_the_weight_of_a_row_is_in_its_gradient_alone():
     loss, d = jnp.array([0.0, 1.0, 4.0]), replace(D, adaptive=1.0)
     rows, back = jax.vjp(partial(meanflow.weighted, pixels=5, d=d), loss)

@@ -108,7 +108,6 @@ def test_published_recipe(regime, name):
         objective='flow',
         mean_every=2,
         uniform=0.5,
-        shortcuts=0.0,
         guidance=(1.0, 1.0),
         adaptive=0.0,
     )
@@ -293,7 +292,6 @@ def test_tuples_of_counts_hold_whole_numbers(key, value):
         'diffusion.objective': ['mean', 'meanflow'],
         'diffusion.mean_every': [0],
         'diffusion.uniform': [-0.1, 1.0],
-        'diffusion.shortcuts': [-0.1, NAN],
         'diffusion.guidance': [(0.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, NAN)],
         'diffusion.adaptive': [-1.0, 1.0],
         'perceptual.weight': [-0.1, NAN, 0.1],  # without its file
