@@ -79,11 +79,9 @@ def test_the_command_goes_on_where_it_was(command):
         'v_loss_t0.0_0.25',
     } <= entry.keys()
     assert (entry['num'], entry['step'], entry['settings']['steps']) == (20, 12, 2)
-    rows = [line for line in said.splitlines() if line.startswith('|')]
-    names, rule, row = [[cell.strip() for cell in line.split('|')[1:-1]] for line in rows]
-    table = dict(zip(names, row, strict=True))
-    distance = pytest.approx(entry['classifier_distance'], rel=1e-3)
-    assert set(rule) == {'---'} and float(table['classifier_distance']) == distance
+    (shown,) = [line for line in said.splitlines() if line.startswith('classifier_distance ')]
+    assert float(shown.split()[1]) == pytest.approx(entry['classifier_distance'], abs=1e-4)
+    assert '|' not in said  # each number once
 
     parts = sorted(command.folder.glob('evaluation/*/*.npz'))
     assert [part.name for part in parts] == ['000000-8.npz', '000008-8.npz', '000016-8.npz']

@@ -166,7 +166,7 @@ def test_a_condition_made_from_a_broken_image_is_left_out(broken_held_out):
 @pytest.mark.parametrize(
     'content, says',
     [
-        (None, 'names a run folder, and .*config.json cannot be read .No such file'),
+        (None, 'needs a run folder, and .*config.json cannot be read .No such file'),
         ('{"model": {}, ', 'is not a config of a run'),
         ('[1]', 'is not a config of a run'),
     ],
