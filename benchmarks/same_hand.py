@@ -47,7 +47,8 @@ def main(args):
         references=[np.repeat(references, CLASSES, 0)],
         label=asked,
         guidance=args.guidance,
-    ).reshape(real.shape)
+    )
+    drawn = drawn.mean(-1).round().astype(np.uint8).reshape(real.shape)  # the digits are gray
     print(
         f'{args.workdir}, step {model.step}: {len(asked)} images of {len(references)} references.'
     )
