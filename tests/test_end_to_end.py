@@ -166,7 +166,7 @@ def test_one_device_equals_eight(finished, in_process, tmp_path):
         (['--config.stepz=3'], 'stepz'),
         (['--config.steps=many'], 'steps'),
         (['--config.steps=0'], 'config.steps must be a whole number, at least 1'),
-        (['--config.model.variant=XL'], 'model.variant must be one of digits, S, B'),
+        (['--config.model.variant=XL'], 'model.variant must be one of XS, digits, S, B'),
         (['--config.condition.kind=inpain'], 'did you mean inpaint?'),
         (['--config.init_from=runs/nothing'], 'runs/nothing'),
         (['--config.data.kind=folder', '--config.data.path=/nowhere'], '/nowhere'),

@@ -25,7 +25,7 @@ def resumed(tmp_path):
 def test_facts_of_a_run_that_went_on(resumed):
     config = uncond.get_config().to_dict() | {'batch_size': 16}
     facts = run_facts.facts(resumed, config)
-    assert facts['model'] == 'JiT-digits at 32×32, 0.6 M parameters'
+    assert facts['model'] == 'JiT-XS at 32×32, 0.6 M parameters'
     assert facts['step'] == '4 of 2,200, batch 16: 64 images' and facts['loss'] == '0.5'
     assert facts['time'] == '20 s of training steps'  # 32 images at 8 a second, 32 at 2
     assert facts['begun'] == '1970-01-01 00:00 UTC: Starting fresh in run.'

@@ -442,6 +442,11 @@ def test_command_there_and_back(torch, tmp_path, capsys):
         't_mean': -0.8,
         't_std': 0.8,
         't_eps': 0.05,
+        'objective': 'flow',
+        'mean_every': 2,
+        'uniform': 0.5,
+        'guidance': [1.0, 1.0],
+        'adaptive': 0.0,
     }
     assert config['sample'] == {
         'sampler': 'heun',
