@@ -42,13 +42,13 @@ def define_flags(parser: Parser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.list:
-        print(presets())
+        show(presets())
         return
     command_line.required(
         args, 'config', f'says what to run, for example {command_line.example_config()}.'
     )
     if args.show:
-        print(keys(args.config))
+        show(keys(args.config))
         return
     workdir = args.workdir or os.path.join('runs', args.config_name)
     width = sizes.size(args.config.model.variant)['width']
@@ -65,6 +65,14 @@ def main(args: argparse.Namespace) -> None:
         print(f'Stopped at once; the same command goes on from the newest checkpoint of {workdir}.')
         sys.stdout.flush()
         os._exit(130)
+
+
+def show(text: str) -> None:
+    """Prints it, or as much of it as a reader such as `head` wants."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # what is left unsaid would be tried again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def keys(config: ConfigDict) -> str:

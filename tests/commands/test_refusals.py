@@ -353,3 +353,12 @@ def test_the_whole_config_is_shown_and_nothing_run(command, monkeypatch, tmp_pat
     for line in ('steps = 44', "data.kind = 'folder'", 'optimizer.warmup = 2', 'mesh = (-1, 1, 1)'):
         assert f'config.{line}' in shown  # warmup follows steps
     assert len(shown) == len(list(checks.keys_of(uncond.get_config())))
+
+
+def test_a_reader_may_stop_listening(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w') as closed:
+        monkeypatch.setattr(sys, 'stdout', closed)
+        train.show('to nobody')
+        train.show('nor this')
