@@ -40,8 +40,12 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
         near = did_you_mean(preset, PRESETS)
         raise UserError(f'{there}; {near}' if near else f'{there}.')
-    own = {'digits_text': digits_text, 'handwriting': handwriting, 'omniglot': omniglot}
-    own['digits_meanflow'] = digits_meanflow
+    own = {
+        'digits_meanflow': digits_meanflow,
+        'digits_text': digits_text,
+        'handwriting': handwriting,
+        'omniglot': omniglot,
+    }
     if preset in own:
         return own[preset]()
     name = preset.removesuffix('_class')

@@ -35,8 +35,12 @@ def get_config(preset: str = 'digits') -> ConfigDict:
         there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
         near = did_you_mean(preset, PRESETS)
         raise UserError(f'{there}; {near}' if near else f'{there}.')
-    recipes = {'digits': digits, 'folder': folder, 'folder_cpu': folder_cpu}
-    recipes['digits_meanflow'] = digits_meanflow
+    recipes = {
+        'digits': digits,
+        'folder': folder,
+        'folder_cpu': folder_cpu,
+        'digits_meanflow': digits_meanflow,
+    }
     recipe = recipes[preset] if preset in recipes else imagenet
     return recipe(preset)
 

@@ -81,6 +81,6 @@ def sample(
     (z, _), _ = jax.lax.scan(advance, carry, (times[:-2], times[1:-1]))
     t = times[-2]
     way = (1 - t) / jnp.maximum(1 - t, d.t_eps)  # from z to x̂, for Euler's step from t to 1
-    end = times[-1:] if sampler == 'meanflow' else None
-    x_hat = denoise(z, t[None], *([] if end is None else [end])).astype(jnp.float32)
+    end = [times[-1:]] if sampler == 'meanflow' else []
+    x_hat = denoise(z, t[None], *end).astype(jnp.float32)
     return (1 - way) * z + way * x_hat  # not z + way · (x̂ − z), which rounds x̂

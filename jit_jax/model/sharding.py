@@ -265,18 +265,16 @@ def spread(tree, mesh: Mesh) -> dict:
 
     tree: any, of arrays [B, …].
     """
-    place = batch_sharding(mesh)
-
-    def put(rows):
-        rows = np.asarray(rows)
-        return jax.make_array_from_callback(rows.shape, place, rows.__getitem__)
-
-    return jax.tree.map(put, tree)
+    return _put(tree, batch_sharding(mesh))
 
 
 def everywhere(tree: tuple, mesh: Mesh) -> tuple:
     """Arrays that every process has in full → global arrays, whole on every device."""
-    place = replicated(mesh)
+    return _put(tree, replicated(mesh))
+
+
+def _put(tree, place: NamedSharding):
+    """Arrays that every process has in full → global arrays, of which each device has its part."""
 
     def put(array):
         array = np.asarray(array)

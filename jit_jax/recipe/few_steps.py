@@ -60,12 +60,12 @@ def _check_rows(config) -> None:
 def check_asked(config, sampler: str | None, guidance: float | None, *, prefix: str = '') -> None:
     """Raises UserError for a sampler or a guidance that a run never learned; None is its own."""
     m = config['model']
-    if sampler == SAMPLER and not ('end_time' in m and m['end_time']):
+    if sampler == SAMPLER and not m['end_time']:
         raise UserError(
             f'{prefix}sampler=meanflow needs a run that learned it '
             '(config.diffusion.objective=meanflow); use heun.'
         )
-    if guidance is None or not ('guidance' in m and m['guidance']):
+    if guidance is None or not m['guidance']:
         return
     low, high = config['diffusion']['guidance']
     if not low <= guidance <= high:

@@ -75,9 +75,10 @@ def draw(batch: dict, key, recipe: Recipe) -> dict:
     t_key, noise_key, condition_key, drop_key = keys_of_draw(key)
     d, model = recipe.diffusion, recipe.model
     x = conditions.from_uint8(batch['image'])
-    t, told = objective.sample_t(t_key, len(x), d), {}
     if d.objective == 'meanflow':
         t, told = meanflow.draw(t_key, len(x), d)
+    else:
+        t, told = objective.sample_t(t_key, len(x), d), {}
     z = objective.add_noise(x, d.noise_scale * jax.random.normal(noise_key, x.shape), t)
     conditioning = recipe.condition(x, batch, condition_key)
     if conditioning and recipe.drop:

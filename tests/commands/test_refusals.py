@@ -362,3 +362,4 @@ def test_a_reader_may_stop_listening(monkeypatch):
         monkeypatch.setattr(sys, 'stdout', closed)
         train.show('to nobody')
         train.show('nor this')
+        assert os.path.samestat(os.fstat(closed.fileno()), os.stat(os.devnull))
