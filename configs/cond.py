@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jit_jax.configs import uncond
 from jit_jax.data.captions import VOCABULARY
 from jit_jax.diffusion.guidance import GUIDANCE
-from jit_jax.errors import UserError, did_you_mean
+from jit_jax.errors import UserError, nearest_first
 
 PRESETS = {  # what each is, in a line
     'digits': 'handwritten digits with a hole to fill in: minutes on a laptop',
@@ -37,9 +37,8 @@ for _name, _what in uncond.PRESETS.items():
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
-        there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
-        near = did_you_mean(preset, PRESETS)
-        raise UserError(f'{there}; {near}' if near else f'{there}.')
+        there = f'this file has {", ".join(PRESETS)}'
+        raise UserError(nearest_first(f'There is no preset {preset!r}', preset, PRESETS, there))
     own = {
         'digits_meanflow': digits_meanflow,
         'digits_text': digits_text,

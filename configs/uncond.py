@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from jit_jax.errors import UserError, did_you_mean
+from jit_jax.errors import UserError, nearest_first
 from jit_jax.hardware.compiler import CACHE
 
 IMAGENET_TRAIN = 1_281_167  # images
@@ -32,9 +32,8 @@ for _side, _patch in ((256, 16), (512, 32)):
 
 def get_config(preset: str = 'digits') -> ConfigDict:
     if preset not in PRESETS:
-        there = f'There is no preset {preset!r}; this file has {", ".join(PRESETS)}'
-        near = did_you_mean(preset, PRESETS)
-        raise UserError(f'{there}; {near}' if near else f'{there}.')
+        there = f'this file has {", ".join(PRESETS)}'
+        raise UserError(nearest_first(f'There is no preset {preset!r}', preset, PRESETS, there))
     recipes = {
         'digits': digits,
         'folder': folder,

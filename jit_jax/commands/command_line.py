@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from jit_jax import configs
-from jit_jax.errors import UserError, did_you_mean
+from jit_jax.errors import UserError, did_you_mean, nearest_first
 
 CONFIG_KEYS = """\
 Every key of the config is a flag too, such as --config.batch_size=16 or --config.mesh='(1,-1,1)';
@@ -214,10 +214,9 @@ def config_path(path: str) -> str:
     if ours and name in packaged_configs():
         return packaged
     known = packaged_configs()
-    near = did_you_mean(name, known)
+    there = f'--config names one of {", ".join(known)} or a file such as configs/uncond.py'
     raise UserError(
-        f'There is no {path}; --config names one of {", ".join(known)} or a file such as '
-        f'configs/uncond.py, with :preset after it{"; " if near else "."}{near}'
+        nearest_first(f'There is no {path}', name, known, f'{there}, with :preset after it')
     )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from jit_jax import trained
 from jit_jax.diffusion.generate import Settings
-from jit_jax.errors import UserError, did_you_mean
+from jit_jax.errors import UserError, nearest_first
 from jit_jax.evaluation import inception_scores
 from jit_jax.evaluation.classifier import ClassifierMetric
 from jit_jax.evaluation.image_parts import ImageParts
@@ -81,11 +81,7 @@ def check(config: dict, names: list[str], files: Files, num: int) -> None:
     """Raises UserError unless a run can be measured by these names with so many images."""
     for name in names:
         if name not in METRICS:
-            near = did_you_mean(name, METRICS)
-            if name in NUMBERS:
-                near = f'{name} is a number of {NUMBERS[name]}.'
-            there = f'--metrics: {name!r} is not one of {", ".join(METRICS)}'
-            raise UserError(f'{there}; {near}' if near else f'{there}.')
+            raise UserError(_no_such_metric(name))
     _check_data(config, names, files)
     _check_files(names, files)
     if 'truth' in names and not has_condition_image(config):
@@ -100,6 +96,14 @@ def check(config: dict, names: list[str], files: Files, num: int) -> None:
     for name in names:
         if num < LEAST.get(name, 2):
             raise UserError(f'--metrics={name} needs --num={LEAST.get(name, 2)} or more.')
+
+
+def _no_such_metric(name: str) -> str:
+    if name in NUMBERS:
+        metric = NUMBERS[name]
+        return f'--metrics: {name} is a number of {metric}; give --metrics={metric}.'
+    there = f'there are {", ".join(METRICS)}'
+    return nearest_first(f'--metrics: there is no {name!r}', name, METRICS, there)
 
 
 def _check_data(config: dict, names: list[str], files: Files) -> None:

@@ -15,7 +15,7 @@ from jit_jax import data
 from jit_jax.configs import uncond
 from jit_jax.diffusion import conditions, objective
 from jit_jax.diffusion.samplers import SAMPLERS
-from jit_jax.errors import UserError, did_you_mean
+from jit_jax.errors import UserError, nearest_first
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
@@ -218,9 +218,8 @@ def _check_choice(key: str, value, allowed: tuple):
     if any(type(value) is type(one) and value == one for one in allowed):
         return
     names = [str(one) for one in allowed]
-    near = did_you_mean(str(value), names)
-    hint = f', {near}' if near else '.'
-    raise UserError(f'config.{key} must be one of {", ".join(names)}; got {value!r}{hint}')
+    there = f'it must be one of {", ".join(names)}'
+    raise UserError(nearest_first(f'config.{key} is {value!r}', str(value), names, there))
 
 
 def _check_count(key: str, value, low: int):
@@ -230,8 +229,13 @@ def _check_count(key: str, value, low: int):
 
 def _check_number(key: str, value, low: float, high: float):
     if not _is_number(value) or not low <= value < high:
-        limits = '' if low == -math.inf else f' from {low} to below {high}'
-        raise UserError(f'config.{key} must be a finite number{limits}; got {value!r}.')
+        if math.isfinite(high):
+            wanted = f'a number from {low} to below {high}'
+        elif math.isfinite(low):
+            wanted = f'a number, {low} or more'
+        else:
+            wanted = 'a finite number'
+        raise UserError(f'config.{key} must be {wanted}; got {value!r}.')
 
 
 def _check_tuples(config):

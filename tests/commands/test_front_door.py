@@ -133,8 +133,14 @@ def test_keys_of_a_config_are_flags():
 REFUSED = [
     ((), '--config says what to run, for example --config='),
     (('--config.steps=3',), 'name it first, --config='),
-    (('--config=uncnod',), 'There is no uncnod; --config names one of uncond, cond or a file'),
-    (('--config=uncond:digit',), "There is no preset 'digit'; this file has digits, folder"),
+    (
+        ('--config=uncnod',),
+        'There is no uncnod: did you mean uncond? --config names one of uncond, ',
+    ),
+    (
+        ('--config=uncond:digit',),
+        "no preset 'digit': did you mean digits? This file has digits, fol",
+    ),
     (('--config=uncond', '--config.stepz=3'), 'no config key stepz; did you mean steps?'),
     (('--config=uncond', '--config.model.varian=B'), 'no config key varian; did you mean variant?'),
     (('--config=uncond', '--config.optimizer.lr=1'), 'key lr; did you mean optimizer.base_lr?'),

@@ -145,8 +145,14 @@ REPORT = [
     ('evaluate --workdir={none} --sweep sampler=heun,meanflow', '--sweep sampler=meanflow needs'),
     ('report {here}/bare', 'report needs a run folder, and '),
     ('sample --workdir={here}/bare/nope', 'nope does not exist, and {here}/bare holds no run: na'),
-    ('evaluate --workdir={hole} --metrics=psnr', 'denoising; psnr is a number of truth.'),
-    ('evaluate --workdir={labels} --metrics=classifer', 'denoising; did you mean classifier?'),
+    (
+        'evaluate --workdir={hole} --metrics=psnr',
+        '--metrics: psnr is a number of truth; give --metrics=truth.',
+    ),
+    (
+        'evaluate --workdir={labels} --metrics=classifer',
+        "no 'classifer': did you mean classifier? There are cl",
+    ),
 ]
 EXPORT = [
     ('export', '--workdir says which run to export'),
@@ -194,8 +200,14 @@ TRAIN = [
     ('train --config={here}/import.py', "import.py cannot be imported (No module named 'nothere')"),
     ('train --config={here}/none.py', 'none.py must return a ConfigDict; got 1'),
     ('train --config=uncond:pairs', "There is no preset 'pairs'; this file has digits, folder"),
-    ('train --config=uncond:folder_gpu', 'imagenet512_g32; did you mean folder_cpu?'),
-    ('train --config=uncon', 'with :preset after it; did you mean uncond?'),
+    (
+        'train --config=uncond:folder_gpu',
+        "no preset 'folder_gpu': did you mean folder_cpu? This file has digits",
+    ),
+    (
+        'train --config=uncon',
+        'There is no uncon: did you mean uncond? --config names one of uncond',
+    ),
     (
         'train --config=uncond:folder --config.condition.kind=class --config.data.path={named}',
         'needs classes, of which {named} has 2; set config.model.num_classes=2.',
@@ -214,6 +226,10 @@ TRAIN = [
     (
         'train --config=uncond --config.steps=1e3',
         "--config.steps must be a whole number; got '1e3'",
+    ),
+    (
+        'train --config=uncond --config.optimizer.base_lr=-1',
+        'config.optimizer.base_lr must be a number, 0 or more; got -1',
     ),
     ('train --config=uncond --config.data.flip=maybe', "flip must be true or false; got 'maybe'"),
     ('train --config=uncond --config.model=3', 'config.model'),

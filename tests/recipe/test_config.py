@@ -453,7 +453,9 @@ def test_weights_and_biases_must_be_installed(monkeypatch):
 def test_a_near_miss_is_named():
     config = uncond.get_config('imagenet256_b16')
     config.compute.remat = 'dot'
-    with pytest.raises(ValueError, match='did you mean dots'):
+    with pytest.raises(
+        ValueError, match="is 'dot': did you mean dots. It must be one of none, dots"
+    ):
         checks.check(config)
 
 

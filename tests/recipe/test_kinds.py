@@ -100,5 +100,5 @@ def test_a_strength_that_cannot_be(strength):
 
 
 def test_degradations_are_one_or_two():
-    with pytest.raises(UserError, match='config.condition.degradations must be one of 1, 2'):
+    with pytest.raises(UserError, match='degradations is 3; it must be one of 1, 2'):
         checks.check(config_of('degraded', degradations=3))
