@@ -20,19 +20,22 @@ from jit_jax.model import diffusers_layout
 from jit_jax.model.official import from_official, load_official, save_official
 from jit_jax.output import destination
 from jit_jax.recipe import build
-from jit_jax.training.weights import read_weights, write_weights
+from jit_jax.training.weights import is_run, read_weights, write_weights
 
+EXAMPLE = 'jit-jax convert checkpoint-last.pth runs/official'
 PUBLISHED_DECAYS = (0.9999, 0.9996)  # of the averages that official files hold
 
 
 def define_flags(parser: command_line.Parser) -> None:
     parser.add_argument(
         'source',
+        nargs='?',
         type=Path,
         help='an official .pth or .safetensors, a folder of diffusers, or a run folder',
     )
     parser.add_argument(
         'destination',
+        nargs='?',
         type=Path,
         help='the run folder, the .pth or the folder of diffusers to write',
     )
@@ -53,11 +56,17 @@ def define_flags(parser: command_line.Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.source is None:
+        raise UserError(f'convert names what to read and what to write, for example {EXAMPLE}.')
+    there = diffusers_layout.find(args.source)
+    if args.source.is_dir() and there is None and not is_run(args.source):
+        raise UserError(nothing_to_convert(args.source))
+    if args.destination is None:
+        raise UserError(f'convert names what to write as well, for example {EXAMPLE}.')
     if args.destination.exists():
         raise UserError(
             f'{args.destination} exists and is not overwritten; name another destination.'
         )
-    there = diffusers_layout.find(args.source)
     if there is not None:
         state, class_start = diffusers_layout.load(there)
         asked = class_start if args.class_start is None else args.class_start
@@ -70,6 +79,18 @@ def main(args: argparse.Namespace) -> None:
     else:
         to_diffusers(args.source, args.destination, args.ema)
     print(f'{args.source} → {args.destination}')
+
+
+def nothing_to_convert(folder: Path) -> str:
+    """What is said of a folder that is neither a run nor one of diffusers."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in ('.pth', '.safetensors'))
+    if files:
+        return f'{folder} is a folder; name the official weights in it, for example {files[0]}.'
+    return (
+        f'{folder} holds no weights: name an official .pth or .safetensors, a folder of diffusers '
+        f'({diffusers_layout.FILES}, in it or in its transformer/), or a run folder, which has '
+        'checkpoints/.'
+    )
 
 
 def to_run_folder(states: dict, folder: Path, class_start: int | None, cond: str) -> None:

@@ -19,6 +19,7 @@ from jit_jax.model.sizes import size
 
 CLASS = 'JiTTransformer2DModel'
 STEM = 'diffusion_pytorch_model'
+FILES = f'config.json of {CLASS} and {STEM}.safetensors'  # what is looked for, in words
 SHARD_BYTES = 5_000_000_000  # of a file, at most
 NORM_EPS = 1e-6  # of every RMSNorm in `layers`
 MLP_RATIO = 4.0  # of SwiGLU, before its two thirds: see `sizes.hidden_width`

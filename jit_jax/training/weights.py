@@ -122,6 +122,14 @@ def _has_weights(path: epath.Path) -> bool:
     return path.suffix == '.safetensors' or any((path / name).exists() for name in named)
 
 
+def is_run(path) -> bool:
+    """Whether a folder is a run, a step or an export, intact or not."""
+    path = epath.Path(path)
+    if (path / 'checkpoints').exists():
+        return True
+    return any((step / MANIFEST).exists() for step in _candidates(path))
+
+
 def _candidates(path: epath.Path) -> list[epath.Path]:
     """The step folders that `path` may stand for, the newest first."""
     if (path / MANIFEST).exists():

@@ -166,7 +166,13 @@ EXPORT = [
     ('export --workdir={none} --out=a stray', "'stray' is not a flag"),
 ]
 CONVERT = [
-    ('convert', 'the following arguments are required: source, destination'),
+    ('convert', 'convert names what to read and what to write, for example jit-jax convert'),
+    ('convert {none}', 'convert names what to write as well, for example jit-jax convert'),
+    ('convert {plain}', '{plain} holds no weights: name an official .pth or .safetensors, a fold'),
+    ('convert {plain} {here}/new', 'config.json of JiTTransformer2DModel and diffusion_pytorch_m'),
+    ('convert {plain} {here}/new.pth', 'or a run folder, which has checkpoints/.'),
+    ('convert {strange} {here}/new', '{strange} holds no weights: name an official .pth or .saf'),
+    ('convert {given} {here}/new', 'given is a folder; name the official weights in it, for exa'),
     ('convert {here}/nowhere.pth {here}/new', 'nowhere.pth cannot be read (No such file'),
     ('convert {file} {here}/new', 'file is damaged, or holds something else'),
     ('convert {px16} {here}/new', '16.png is damaged, or holds something else'),
@@ -290,6 +296,10 @@ def places(tmp_path_factory, params):
         found[name].write_bytes(content)
     found['torn'] = here / 'torn.pth'
     found['torn'].write_bytes(b'PK and no more')
+    for name, file in (('given', 'checkpoint-last.pth'), ('strange', 'config.json')):
+        found[name] = here / name
+        found[name].mkdir()
+        (found[name] / file).write_text('{"_class_name": "UNet2DModel"}')
     found['array'] = here / 'array.npz'
     with open(found['array'], 'wb') as file:
         np.save(file, np.zeros(3))
