@@ -57,9 +57,12 @@ def main(args: argparse.Namespace) -> None:
     example = 'says what to compile, for example --config=uncond:imagenet256_l16.'
     command_line.required(args, 'config', example)
     from jit_jax.commands import lowering
+    from jit_jax.output import destination
     from jit_jax.recipe import build, checks
 
     checks.check(args.config)
+    if args.json:
+        destination.check_writable(args.json, '--json')
     target = topologies.target(args.topology)
     run = build.programs(args.config, build.mesh(args.config, target.devices))
     print(f'Compiling for {target.name or "the devices of this machine"} …', flush=True)
@@ -76,13 +79,10 @@ def main(args: argparse.Namespace) -> None:
 def write_json(path: str, run, target, report) -> None:
     """All numbers of a report as one JSON object. Raises UserError where it cannot be written."""
     from jit_jax.commands.lowering import as_dict
-    from jit_jax.errors import UserError
-    from jit_jax.output.files import write_whole
+    from jit_jax.output import destination, files
 
-    try:
-        write_whole(path, json.dumps(as_dict(run, target, report), indent=1).encode())
-    except OSError as problem:
-        raise UserError(f'--json={path} cannot be written: {problem.strerror}.') from problem
+    with destination.writing(path, '--json'):
+        files.write_whole(path, json.dumps(as_dict(run, target, report), indent=1).encode())
 
 
 def page(run, target, report) -> str:

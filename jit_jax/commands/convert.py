@@ -67,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f'{args.destination} exists and is not overwritten; name another destination.'
         )
+    destination.check_place(args.destination, 'destination')
     if there is not None:
         state, class_start = diffusers_layout.load(there)
         asked = class_start if args.class_start is None else args.class_start

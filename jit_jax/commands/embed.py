@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
         )
     command_line.required(args, 'encoder', 'names a text model, as --encoder=google/t5-v1_1-base.')
     command_line.required(args, 'out', 'says where embeddings go, for example --out=photos-t5.')
+    destination.check_place(args.out, '--out')
     if args.config is None:
         captions = caption_files.read(args.captions)
     else:

@@ -33,6 +33,7 @@ def export(workdir: str, ema: str, out: str, *, card: bool = False) -> str:
 
     Raises UserError.
     """
+    destination.check_place(out, '--out')
     config, tree, step = read_weights(workdir, ema)
     with destination.writing(out, '--out'):
         if out.endswith('.safetensors'):

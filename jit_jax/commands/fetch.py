@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jit_jax.commands import command_line
 from jit_jax.evaluation import download
+from jit_jax.output import destination
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -19,5 +20,7 @@ def define_flags(parser: command_line.Parser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.out != download.default_path():  # of which a new account has no folder yet
+        destination.check_place(args.out, '--out')
     download.fetch(args.out, args.url)
     print(args.out)

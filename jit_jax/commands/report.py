@@ -13,6 +13,7 @@ from jit_jax import data
 from jit_jax.commands import command_line
 from jit_jax.errors import UserError
 from jit_jax.evaluation import comparison, page
+from jit_jax.output import destination
 from jit_jax.output.warnings_once import reason
 from jit_jax.recipe import build
 from jit_jax.recipe.kinds import import_own
@@ -31,6 +32,8 @@ def main(args: argparse.Namespace) -> None:
     runs = [*args.runs, *([args.workdir] if args.workdir else [])]
     if not runs:
         raise UserError('report needs a run folder, for example jit-jax report runs/uncond.')
+    if len(runs) > 1:
+        destination.check_place(args.out, '--out')
     configs = [read_config(run) for run in runs]
     if len(runs) > 1:
         print(f'{comparison.write(runs, configs, args.out)} compares {len(runs)} runs.')

@@ -12,7 +12,7 @@ examples:
   jit-jax sample --workdir=runs/uncond --trajectory=10 --out=path.png   # one image, from noise
 
 `--out` ending in .png is a grid; .npz holds uint8 `arr_0` [N, H, W, C], as ADM's evaluator reads
-it; a folder gets one file an image.
+it; a folder gets one file an image. One missing folder is made for them, not several.
 """
 
 import argparse

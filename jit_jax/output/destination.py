@@ -1,9 +1,12 @@
-"""Where drawn images go: a picture of them all, an .npz, or a folder with a .png each."""
+"""Where a command writes, and how drawn images go there: a picture of them all, an .npz, or a
+folder with a .png each.
+"""
 
 import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -22,8 +25,27 @@ def kind(path: str) -> str | None:
     return {'.png': GRID, '.npz': ARCHIVE}.get(os.path.splitext(path)[1])
 
 
+def check_place(path: epath.PathLike, flag: str) -> None:
+    """Raises UserError where more than one of the folders that lead to `path` is missing.
+
+    A command makes one folder for what it writes, as `mkdir` does; a tree of new folders is a word
+    mistyped. Makes nothing.
+    """
+    path = os.fspath(path)
+    if remote(path):
+        return
+    missing = [folder for folder in Path(path).parents if not os.path.exists(folder)]
+    if len(missing) > 1:
+        raise UserError(
+            f'{flag}: there is no folder {missing[-1]}; make it, or name another place than {path}.'
+        )
+
+
 def check_writable(path: str, flag: str) -> None:
-    """Makes the folder that `path` goes into. Raises UserError where it cannot be written to."""
+    """Makes the folder that `path` goes into. Raises UserError where it cannot be written to, and
+    as `check_place`.
+    """
+    check_place(path, flag)
     folder = epath.Path(path) if kind(path) == FOLDER else epath.Path(path).parent
     probe = folder / f'.{os.getpid()}.tmp'
     with writing(folder, flag):

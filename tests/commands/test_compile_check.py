@@ -125,7 +125,7 @@ def test_the_sampler(tmp_path):
     assert found['program'] == 'sampler' and found['fits'] and found['roofline_ms'] is None
     assert found['memory'] == report.memory and found['kernels'] == report.analysis.kernels
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='--json=.*file/x.json cannot be written'):
+    with pytest.raises(UserError, match='--json: .*file/x.json cannot be written'):
         compile_check.write_json(f'{tmp_path}/file/x.json', programs, here, report)
 
 

@@ -13,11 +13,13 @@ import pytest
 from shell import ROOT
 
 import jit_jax
+from configs import uncond
 from jit_jax import configs
 from jit_jax.__main__ import COMMANDS, MODULES, main
 from jit_jax.commands import command_line, train
 from jit_jax.commands.command_line import Parser, read_config
 from jit_jax.errors import UserError
+from jit_jax.recipe import checks
 
 
 def module(name: str):
@@ -214,3 +216,29 @@ def test_the_verbs_are_functions_that_no_module_hides():
         verb = getattr(jit_jax, name)
         assert inspect.isfunction(verb) and verb.__module__ == 'jit_jax' and verb.__doc__
         assert importlib.util.find_spec(f'jit_jax.{name}') is None
+
+
+def test_a_config_that_only_train_lists(command, monkeypatch):
+    """`--list` needs no config, and nothing else does without."""
+    code, out, err = command('train', '--list')
+    assert code == 0 and err == '' and out == train.presets() + '\n'
+
+
+def test_the_whole_config_is_shown_and_nothing_run(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command('train', '--config=uncond:folder_cpu', '--config.steps=44', '--show')
+    assert code == 0 and err == '' and not os.listdir(tmp_path)
+    shown = out.splitlines()
+    for line in ('steps = 44', "data.kind = 'folder'", 'optimizer.warmup = 2', 'mesh = (-1, 1, 1)'):
+        assert f'config.{line}' in shown  # warmup follows steps
+    assert len(shown) == len(list(checks.keys_of(uncond.get_config())))
+
+
+def test_a_reader_may_stop_listening(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w') as closed:
+        monkeypatch.setattr(sys, 'stdout', closed)
+        train.show('to nobody')
+        train.show('nor this')
+        assert os.path.samestat(os.fstat(closed.fileno()), os.stat(os.devnull))

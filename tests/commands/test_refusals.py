@@ -15,8 +15,6 @@ from PIL import Image
 
 from configs import uncond
 from jit_jax import loop, trained
-from jit_jax.commands import train
-from jit_jax.recipe import checks
 from jit_jax.training.weights import write_weights
 
 # Run folders by what they learned.
@@ -248,6 +246,18 @@ PREVIEW = [
     ('preview --config=uncond:folder --config.data.path={none}/x', 'x does not exist: give the'),
     ('preview --config=uncond:folder --config.data.kind=memory', 'images in memory, which only'),
 ]
+PLACES = [  # whose folder is not there, nor the one that it would be in
+    'sample --workdir={none} --out=',
+    'sample --workdir={none} --trajectory=3 --out=',
+    'preview --config=uncond --out=',
+    'export --workdir={none} --out=',
+    'report {none} {hole} --out=',
+    'convert {none} ',
+    'compile --config=uncond --json=',
+    'fetch --url=http://localhost/weights-0a1b2c3d.pth --out=',
+    'embed --captions={plain} --encoder=none --out=',
+]
+NOWHERE = [(f'{words}typo/b/c.png', ': there is no folder typo; make it, or') for words in PLACES]
 CONFIGS = {  # files that are no configs
     'torn': 'def get_config():\n    return (1,\n',
     'other': 'x = 1\n',
@@ -306,7 +316,7 @@ def places(tmp_path_factory, params):
     return found
 
 
-ROWS = [*SAMPLE, *FROM, *REPORT, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW]
+ROWS = [*SAMPLE, *FROM, *REPORT, *EXPORT, *CONVERT, *REPLAY, *TRAIN, *PREVIEW, *NOWHERE]
 
 
 @pytest.mark.parametrize('line, sentence', ROWS, ids=[line for line, _ in ROWS])
@@ -332,20 +342,20 @@ def test_one_sentence_and_nothing_written(places, command, line, sentence, monke
 
 
 def test_out_is_made_before_anything_is_drawn(places, command, monkeypatch, tmp_path):
-    """Folders are made; a place that cannot be written to costs no image; parts are kept."""
+    """A folder is made; a place that cannot be written to costs no image; parts are kept."""
     monkeypatch.chdir(tmp_path)
     quick = ['sample', f'--workdir={places["none"]}', '--steps=1', '--sampler=euler', '--batch=8']
-    assert command(*quick, '--num=10', '--out=new/folder/a.npz')[0] == 0
-    images = np.load('new/folder/a.npz')['arr_0']
+    assert command(*quick, '--num=10', '--out=new/a.npz')[0] == 0
+    images = np.load('new/a.npz')['arr_0']
     assert images.shape == (10, 32, 32, 3) and images.dtype == np.uint8
-    with zipfile.ZipFile('new/folder/a.npz') as file:
+    with zipfile.ZipFile('new/a.npz') as file:
         assert file.testzip() is None
     assert command(*quick, '--num=10', '--out=images/')[0] == 0
     for i, name in enumerate(sorted(os.listdir('images'))):
         assert name == f'{i:06d}.png' and np.array_equal(Image.open(f'images/{name}'), images[i])
     assert command(*quick, '--num=4', '--out=new/grid.png')[0] == 0
     assert Image.open('new/grid.png').size == (208, 208)
-    assert sorted(os.listdir('new/folder')) == ['a.npz']
+    assert sorted(os.listdir('new')) == ['a.npz', 'grid.png']
 
     # What was written before the disk is full stays; the sentence names the flag.
     draw, save = trained.draw, 0
@@ -363,29 +373,3 @@ def test_out_is_made_before_anything_is_drawn(places, command, monkeypatch, tmp_
     code, out, err = command(*quick, '--num=10', '--out=half/')
     assert code == 1 and err.startswith('error: --out: half/ cannot be written (No space left')
     assert len(os.listdir('half')) == 8 and save == 0
-
-
-def test_a_config_that_only_train_lists(command, monkeypatch):
-    """`--list` needs no config, and nothing else does without."""
-    code, out, err = command('train', '--list')
-    assert code == 0 and err == '' and out == train.presets() + '\n'
-
-
-def test_the_whole_config_is_shown_and_nothing_run(command, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    code, out, err = command('train', '--config=uncond:folder_cpu', '--config.steps=44', '--show')
-    assert code == 0 and err == '' and not os.listdir(tmp_path)
-    shown = out.splitlines()
-    for line in ('steps = 44', "data.kind = 'folder'", 'optimizer.warmup = 2', 'mesh = (-1, 1, 1)'):
-        assert f'config.{line}' in shown  # warmup follows steps
-    assert len(shown) == len(list(checks.keys_of(uncond.get_config())))
-
-
-def test_a_reader_may_stop_listening(monkeypatch):
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, 'w') as closed:
-        monkeypatch.setattr(sys, 'stdout', closed)
-        train.show('to nobody')
-        train.show('nor this')
-        assert os.path.samestat(os.fstat(closed.fileno()), os.stat(os.devnull))
