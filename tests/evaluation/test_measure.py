@@ -106,7 +106,7 @@ def test_metrics_that_do_not_fit_are_refused(holes):
     classes = config | {'condition': {'kind': 'class'}}
     there = Files(inception=__file__)
     cases = (
-        (config, ['fod'], Files(), 20, 'not one of'),
+        (config, ['fod'], Files(), 20, "no 'fod': did you mean fid"),
         (config, ['fid'], Files(), 20, 'needs --inception'),
         (config, ['truth', 'fid'], Files(), 20, '--metrics=fid needs --inception'),
         (classes, ['truth'], Files(), 20, 'no condition image'),

@@ -476,12 +476,15 @@ def test_command_errors(torch, tmp_path, capsys):
     source, run, taken = tmp_path / 'official.pth', tmp_path / 'run', tmp_path / 'taken'
     torch.save(tensors(torch, weights()), source)
     taken.mkdir()
+    finished = tmp_path / 'finished'
+    (finished / 'checkpoints').mkdir(parents=True)
     cases = [
         ([source, run], '--class_start must say'),
         ([source, taken, '--class_start', 1], 'exists and is not overwritten'),
         ([tmp_path / 'nowhere.pth', run], 'nowhere.pth'),
-        ([taken, tmp_path / 'back.safetensors'], 'A run folder becomes a .pth'),
-        ([taken, tmp_path / 'back.pth'], 'taken'),
+        ([finished, tmp_path / 'back.safetensors'], 'A run folder becomes a .pth'),
+        ([taken, tmp_path / 'back.pth'], 'taken holds no weights'),
+        ([finished, tmp_path / 'back.pth'], 'finished'),
     ]
     for arguments, sentence in cases:
         with pytest.raises(SystemExit) as end:
@@ -491,10 +494,8 @@ def test_command_errors(torch, tmp_path, capsys):
         assert (
             shown.err.startswith('error: ') and sentence in shown.err and shown.err.count('\n') == 1
         )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'official.pth',
-        'taken',
-    ] and not list(taken.iterdir())
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*'))
+    assert left == ['finished', 'finished/checkpoints', 'official.pth', 'taken']
 
 
 @pytest.mark.parametrize(
