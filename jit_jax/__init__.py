@@ -2,7 +2,7 @@
 condition.
 
 model, params = jit_jax.load('runs/uncond')
-images = jit_jax.sample(model, params, jax.random.key(0), num=16)
+images = jit_jax.sample(model, params, key=0, num=16)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
 def sample(
     model: Model,
     params: dict,
-    key: jax.Array,
+    key: jax.Array | int | None = None,
     num: int = 16,
     *,
     cond: np.ndarray | Pictures | None = None,
@@ -82,7 +82,7 @@ def sample(
 
     Args:
       model, params: as `load` returns them.
-      key: a random key, jax.random.key(0).
+      key: a random key, jax.random.key(0), or its seed alone, 0, as `jit-jax sample --seed=0`.
       cond: float32 [num, Hc, Wc, C] in [−1, 1], condition images of a size that the run learned; or
         pictures of any size, one for all images or one for each: PIL images, paths, arrays uint8
         [H, W, C]. Where the run cuts holes, patches with transparent pixels are missing. Numbers
@@ -132,9 +132,22 @@ def sample(
 
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:
-    """uint8 [N, H, W, C], as `sample` returns them, as N PIL images, RGB or grey."""
+    """uint8 [N, H, W, C], as `sample` returns them, as N PIL images, RGB or grey.
+
+    Raises jit_jax.errors.UserError for what is no such array.
+    """
+    import numpy as np
     from PIL import Image
 
+    from jit_jax.errors import UserError, shown
+
+    is_array = hasattr(images, 'dtype') and hasattr(images, 'shape')
+    if not is_array or images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)):
+        got = f'{images.dtype} {list(images.shape)}' if is_array else shown(images)
+        raise UserError(
+            f'images are uint8 [N, H, W, 1 or 3], as jit_jax.sample returns; got {got}.'
+        )
+    images = np.asarray(images)
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images]
 
 
@@ -170,16 +183,21 @@ def train(
       jit_jax.errors.UserError: one sentence, for a config or a folder that cannot be, before
       anything is written.
     """
+    from ml_collections import ConfigDict
+
     from jit_jax import data, loop
     from jit_jax.diffusion import conditions
-    from jit_jax.errors import UserError
-    from jit_jax.recipe import build
+    from jit_jax.errors import UserError, shown
+    from jit_jax.recipe import arguments, build
 
-    if not hasattr(config, 'model'):
+    if not isinstance(config, ConfigDict):
         raise UserError(
             'config is what get_config of a config file returns, for example '
-            f'jit_jax.configs.uncond.get_config(); got {config!r}.'
+            f'jit_jax.configs.uncond.get_config(); got {shown(config)}.'
         )
+    arguments.check_path('workdir', workdir)
+    if follow is not None and not callable(follow):
+        raise UserError(f'follow is a function that is called with a step; got {shown(follow)}.')
     if images is None and any(one is not None for one in (labels, cond, captions)):
         raise UserError('labels, cond and captions belong to images: give those as well.')
 

@@ -1,6 +1,7 @@
 """The one kind of error that a user can cause and mend."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -10,6 +11,12 @@ class UserError(ValueError):
     A command ends with that sentence and exit code 1. Every other exception is a bug of ours and
     keeps its traceback.
     """
+
+
+def shown(value) -> str:
+    """What was given, on one short line."""
+    text = ' '.join(reprlib.repr(value).split())
+    return text if len(text) <= 60 else f'{text[:59]}…'
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str = '') -> str:

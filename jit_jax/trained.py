@@ -20,16 +20,17 @@ from jit_jax.diffusion.generate import (
     noise,
 )
 from jit_jax.diffusion.objective import Diffusion, clean_image
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, shown
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
-from jit_jax.recipe import build, few_steps, inputs, photographs
+from jit_jax.recipe import arguments, build, few_steps, inputs, photographs
 from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
 
 Pictures = object  # a picture or several, as `jit_jax.recipe.photographs` says
 BESIDE = {'class': 'label', 'text': 'cond_tokens'}  # what is not made from pictures, by its kind
+ROWS = 2**31  # numbers of images, int32 in a program
 Begin = tuple[float, np.ndarray]  # a time, and images to begin from under noise at that time
 
 
@@ -56,16 +57,30 @@ class Model:
 
 def load(path: str, ema: str | None = None) -> tuple[Model, dict]:
     """As `jit_jax.load`."""
+    arguments.check_path('path', path)
+    if ema is not None and not isinstance(ema, str):
+        raise UserError(f"ema names weights, such as 'ema1' or 'params'; got {shown(ema)}.")
     config, params, step = read_weights(path, ema)
     import_own(config)
     net, diffusion = build.network(config), build.diffusion(config)
     return Model(net, diffusion, build.settings(config), config, step), params
 
 
+def check_model(model) -> None:
+    """Raises UserError for what is given in a model's place."""
+    if isinstance(model, Model):
+        return
+    path = model if isinstance(model, str) else 'runs/uncond'
+    raise UserError(
+        f'model is the first of what jit_jax.load returns: model, params = jit_jax.load({path!r}); '
+        f'got {shown(model)}.'
+    )
+
+
 def sample(
     model: Model,
     params: dict,
-    key: jax.Array,
+    key: jax.Array | int | None = None,
     num: int = 16,
     *,
     cond: np.ndarray | Pictures | None = None,
@@ -91,10 +106,13 @@ def sample(
     batch_size: int = 64,
 ) -> np.ndarray:
     """As `jit_jax.sample`."""
+    check_model(model)
     inputs.check_count('num', num, 1)
     inputs.check_count('start', start, 0)
     inputs.check_count('batch_size', batch_size, 1)
-    inputs.check_key(key)
+    if start + num > ROWS:
+        raise UserError(f'start + num is at most {ROWS}; got {start + num}.')
+    key = arguments.random_key(key)
     condition = {'cond': cond, 'cond_valid': cond_valid, 'cond_grid': cond_grid}
     condition |= {'references': references, 'references_valid': references_valid}
     classes = {'label': label, 'label_valid': label_valid}
@@ -109,6 +127,7 @@ def sample(
         model, key, rows, condition | classes | tokens, from_image, from_t, how
     )
     given, settings = checked(model, num, given, changes)
+    arguments.check_params(model.net, params)
     batches = draw(
         model, params, key, num, given, settings, start=start, batch_size=batch_size, begin=begin
     )
@@ -133,6 +152,10 @@ def with_pictures(
     found = dict(given)
     if given['references'] is not None:
         images = given['references']
+        if not isinstance(images, (list, tuple, np.ndarray)):
+            raise UserError(
+                f'references is a list of images, as many as the run learned; got {shown(images)}.'
+            )
         pictures = [photographs.one_or_each('references', one, len(rows)) for one in images]
         if pictures and None not in pictures:
             found['references'] = photographs.reference_rows(
@@ -140,11 +163,17 @@ def with_pictures(
             )
         else:
             for image in images:
-                inputs.check_levels('references', image)
+                inputs.check_levels('references', _array('references', image))
     if given['cond'] is not None:
         pictures = photographs.one_or_each('cond', given['cond'], len(rows))
         if pictures is None:
-            inputs.check_levels('cond', given['cond'])
+            array = _array('cond', given['cond'])
+            if array.dtype.kind in 'OSU':
+                raise UserError(
+                    'cond is float32 [num, Hc, Wc, C] in [-1, 1], or pictures: PIL images, paths '
+                    f'or uint8 arrays; got {shown(given["cond"])}.'
+                )
+            inputs.check_levels('cond', array)
         else:
             made, _ = photographs.condition_rows(model.config, pictures, len(rows), **how)
             found |= made if given['cond_valid'] is None else {'cond': made['cond']}
@@ -189,10 +218,21 @@ def arrays_given(**rows) -> dict[str, np.ndarray]:
     """Those that are not None, as arrays."""
     given = {name: value for name, value in rows.items() if value is not None}
     images = given.pop('references', None)
-    arrays = {name: np.asarray(value) for name, value in given.items()}
+    arrays = {name: _array(name, value) for name, value in given.items()}
     if images is not None:  # several, of any sizes
-        arrays['references'] = tuple(map(np.asarray, images))
+        arrays['references'] = tuple(_array('references', image) for image in images)
     return arrays
+
+
+def _array(name: str, values) -> np.ndarray:
+    """Flags may be 0 and 1 as well. Raises UserError for rows of different shapes."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise UserError(f'{name} has rows of different shapes; give them one shape.') from error
+    if name.endswith('_valid') and array.dtype.kind in 'iuf' and np.isin(array, (0, 1)).all():
+        return array.astype(bool)
+    return array
 
 
 def draw(

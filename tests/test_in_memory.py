@@ -92,6 +92,15 @@ def test_pairs_need_conditions(tmp_path):
         jit_jax.train('uncond:digits', str(tmp_path / 'run'))
     with pytest.raises(UserError, match='labels, cond and captions belong to images'):
         jit_jax.train(config, str(tmp_path / 'run'), labels=LABELS)
+    for wrong in (uncond, uncond.get_config, config.to_dict()):
+        with pytest.raises(UserError, match='config is what get_config of') as error:
+            jit_jax.train(wrong, str(tmp_path / 'run'))
+        assert len(str(error.value)) < 200
+    for workdir in (None, 3, ''):
+        with pytest.raises(UserError, match="workdir is the folder of a run, such as 'runs/uncond"):
+            jit_jax.train(config, workdir)
+    with pytest.raises(UserError, match='follow is a function that is called with a step; got 3'):
+        jit_jax.train(config, str(tmp_path / 'run'), follow=3)
     assert not (tmp_path / 'run').exists()
 
 

@@ -6,6 +6,7 @@ import inspect
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,9 +75,88 @@ def test_words_that_python_refuses(model, params):
             jit_jax.sample(model('none'), params, KEY, 1, **mistake)
 
 
-def test_a_key_is_a_key(model, params):
-    with pytest.raises(UserError, match=r'key is a random key, for example jax.random.key\(0\)'):
-        jit_jax.sample(model('none'), params, 0, 1)
+def test_a_seed_or_an_older_key_is_the_key_of_its_numbers(model, params):
+    expected = jit_jax.sample(model('none'), params, jax.random.key(3), 1)
+    raw = jax.random.PRNGKey(3)
+    for key in (3, np.int64(3), np.uint32(3), np.array(3), jnp.int32(3), raw, np.asarray(raw)):
+        np.testing.assert_array_equal(jit_jax.sample(model('none'), params, key, 1), expected)
+    others = jit_jax.sample(model('none'), params, 4, 1)
+    assert (others != expected).any()
+
+
+@pytest.mark.parametrize(
+    'key, sentence',
+    [
+        (None, 'key is missing; give a seed such as 0, or a random key such as jax.random.key(0)'),
+        (1.5, 'or a random key such as jax.random.key(0); got 1.5.'),
+        (True, 'got True.'),
+        ('seed', "got 'seed'."),
+        (np.random.default_rng(0), 'got Generator(PCG'),
+        (np.zeros(2), 'got float64 [2].'),
+        (jnp.zeros(3, jnp.uint32), 'got uint32 [3].'),
+        (jax.random.split(jax.random.key(0), 3), '(0); got key<fry> [3].'),
+        (-1, 'key is a seed from 0 to 4294967295, or a random key; got -1.'),
+        (2**32, 'got 4294967296.'),  # whose images would be those of 0
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_what_is_no_key(model, params, key, sentence):
+    with pytest.raises(UserError) as error:
+        jit_jax.sample(model('none'), params, key, 1)
+    assert sentence in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_model_and_its_own_parameters(model, params, tiny):
+    """A path, what `load` returned as one, the two in each other's place, those of another run."""
+    one = model('none')
+    for mistake, words in (
+        (('runs/a', params, 0), r"model, params = jit_jax.load\('runs/a'\); got 'runs/a'"),
+        (((one, params), 0), r'model is the first of what jit_jax.load returns: .*; got \(Model'),
+        ((params, one, 0), r'model is the first of what jit_jax.load returns'),
+        ((tiny(), params, 0), r'model is the first of what jit_jax.load returns: .*; got JiT'),
+        ((one, None, 0), 'params is what jit_jax.load returns beside the model, .*; got None'),
+        ((one, {'params': params}, 0), 'params are not of this model, whose .* here is missing; '),
+        (
+            (one, deeper(params), 0),
+            r'whose blocks/\S+ is \[2, .* and here is \[3, .*; give the',
+        ),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            jit_jax.sample(*mistake)
+        assert '\n' not in str(error.value) and len(str(error.value)) < 200
+
+
+def deeper(params: dict) -> dict:
+    """The parameters of a model with three layers instead of two."""
+    return params | {'blocks': jax.tree.map(lambda x: np.concatenate([x, x[:1]]), params['blocks'])}
+
+
+def test_what_names_no_weights(tmp_path):
+    for path in (None, 3, '', b'runs/a', ['runs/a']):
+        with pytest.raises(UserError, match="path is the folder of a run, such as 'runs/uncond'"):
+            jit_jax.load(path)
+    for which in (1, ['ema1']):
+        with pytest.raises(UserError, match="ema names weights, such as 'ema1' or 'params'"):
+            jit_jax.load(str(tmp_path), which)
+    (tmp_path / 'official.pth').write_bytes(b'weights')
+    with pytest.raises(UserError, match='official.pth is a file, .* first run: jit-jax convert /'):
+        jit_jax.load(str(tmp_path / 'official.pth'))
+
+
+def test_what_is_no_array_of_images():
+    """Of another dtype or shape, one image, and what is no array at all."""
+    wrong = [images(2), images(1)[0], images(2, dtype=np.uint8)[0], None, 'a.png', [PHOTO]]
+    wrong.append(np.zeros((2, 3, 32, 32), np.uint8))
+    for one in wrong:
+        with pytest.raises(UserError, match=r'images are uint8 \[N, H, W, 1 or 3\], as .*; got '):
+            jit_jax.to_pil(one)
+    assert jit_jax.to_pil(jnp.zeros((2, 4, 6, 3), jnp.uint8))[1].size == (6, 4)
+
+
+def test_flags_may_be_numbers():
+    numbers = trained.arrays_given(label_valid=[1, 0], cond_valid=np.array([[0.0, 1.0]]))
+    assert numbers['label_valid'].tolist() == [True, False] and numbers['cond_valid'].dtype == bool
+    assert trained.arrays_given(label_valid=[2, 0])['label_valid'].dtype != bool  # to be refused
 
 
 def test_one_label_is_for_all_images(model):
@@ -100,6 +180,28 @@ REFUSED = [
     ('inpaint', {'interval': (0.5, 0.5)}, 'interval is (low, high) with low < high'),
     ('inpaint', {'interval': (0.1, np.nan)}, 'interval is (low, high)'),
     ('inpaint', {'interval': 0.5}, 'interval is (low, high)'),
+    ('none', {'start': 2**31}, 'start + num is at most 2147483648; got 2147483650'),
+    ('none', {'sampler': ['heun']}, "sampler is one of euler, heun, multistep, meanflow; got ['h"),
+    (
+        'inpaint',
+        {'cond': images(2), 'kind': 3},
+        "kind names a kind of condition, such as 'inp",
+    ),
+    ('inpaint', {'cond': [None, 3]}, 'or pictures: PIL images, paths or uint8 arrays; got [None'),
+    ('inpaint', {'cond': [*images(1), *images(1, 16)]}, 'cond has rows of different shapes; give'),
+    ('class', {'label': [[0], [1, 2]]}, 'label has rows of different shapes; give them one shape'),
+    ('class', {'label': 1, 'label_valid': [2, 0]}, 'label_valid is bool, True for what counts; go'),
+    ('class', {'label': 1, 'label_valid': ['a', 'b']}, 'label_valid is bool, True for what coun'),
+    ('class', {'label': 1, 'label_valid': [[1], [0]]}, 'label_valid is one flag for each image; '),
+    (
+        'inpaint',
+        {'cond': images(2), 'cond_grid': np.full((2, 2), 17)},
+        'cond_grid is int [2, 2], rows and columns of patches, at most [16, 16]; got array([[17',
+    ),
+    ('inpaint', {'cond': images(2), 'cond_grid': np.ones((2, 3), int)}, 'cond_grid is int [2, 2]'),
+    ('references', {'references': PHOTO}, 'references is a list of images, as many as the run'),
+    ('references', {'references': 'a.png'}, "as many as the run learned; got 'a.png'"),
+    ('text', {'text': 7}, 'text is a caption or several; got 7'),
     ('none', {'guidance': 2.0}, 'guidance: this run learned no condition'),
     ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond, label or text'),
     ('class', {'text': 'seven'}, 'text: this run learned no captions'),

@@ -148,17 +148,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f'{action.help} (default: %(default)s)'
 
 
-def whole_number(at_least: int) -> Callable[[str], int]:
-    """The type of a flag that is a whole number, `at_least` or more."""
+def whole_number(at_least: int, below: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that is a whole number, `at_least` or more, and below another if given."""
 
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = None
-        if number is None or number < at_least:
+        if number is None or number < at_least or (below is not None and number >= below):
+            most = '' if below is None else f' and at most {below - 1}'
             raise argparse.ArgumentTypeError(
-                f'must be a whole number, at least {at_least}; got {text!r}'
+                f'must be a whole number, at least {at_least}{most}; got {text!r}'
             )
         return number
 

@@ -28,7 +28,7 @@ from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
 from jit_jax.output import destination
 from jit_jax.output.images import save_png, to_uint8
-from jit_jax.recipe import few_steps, inputs
+from jit_jax.recipe import arguments, few_steps, inputs
 from jit_jax.training.processes import first_process
 
 
@@ -41,7 +41,7 @@ def define_flags(parser: command_line.Parser) -> None:
     add('--batch', type=count, default=64, help='how many at a time')
     add(
         '--seed',
-        type=command_line.whole_number(0),
+        type=command_line.whole_number(0, arguments.SEEDS),
         default=0,
         help='image i depends on the seed and on i alone',
     )

@@ -1,6 +1,7 @@
 """Images in memory as a source: arrays, lists of PIL images, data sets of Hugging Face."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from jit_jax.data.hugging_face import columns_of, is_data_set
 from jit_jax.data.listing import check_split, hold_out
 from jit_jax.data.records import Records, if_few, in_classes
 from jit_jax.data.sources import Source
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, shown
 
 HASHED = 1000  # images of which a content hash is made, evenly spread, where not all are one array
 
@@ -96,11 +97,7 @@ def in_memory(
       UserError: without images, for other numbers of labels, conditions or captions than images,
         for images that are none, labels that are no class numbers, and captions that are no text.
     """
-    if isinstance(images, dict):
-        raise UserError(
-            f'images is a dict of {", ".join(map(str, images))}: give one of them, as in '
-            f'images=data[{next(iter(images), "train")!r}].'
-        )
+    _check_kind(images)
     if is_data_set(images):
         images, found, names = columns_of(images)
         if labels is None:
@@ -117,8 +114,7 @@ def in_memory(
     classes = tuple(classes)
     if labels is not None:
         labels, classes = _checked_labels(labels, classes)
-    if isinstance(images, np.ndarray):  # others are read when needed
-        picture(images[0])
+    _check_first(images)
     said = None if captions is None else tuple(map(_checked_captions, captions))
     return InMemory(images, labels, cond, classes, said)
 
@@ -216,12 +212,44 @@ def _is_listed(said) -> bool:
     return isinstance(said, Sequence | np.ndarray)
 
 
+def _check_kind(images) -> None:
+    """Refuses a dict of splits, and a folder."""
+    if isinstance(images, dict):
+        raise UserError(
+            f'images is a dict of {", ".join(map(str, images))}: give one of them, as in '
+            f'images=data[{next(iter(images), "train")!r}].'
+        )
+    if isinstance(images, (str, os.PathLike)):
+        raise UserError(
+            f'images are in memory; for the folder {images} leave them out and set '
+            "config.data.kind = 'folder' and config.data.path."
+        )
+
+
+def _check_first(images) -> None:
+    """Refuses an array that is no images, one image, and paths; other items are read when
+    needed.
+    """
+    if isinstance(images, np.ndarray):
+        if images.ndim == 3 and images.shape[2] in (1, 3):
+            shape = list(images.shape)
+            raise UserError(f'images is one image, {shape}; give several, [N, H, W, C].')
+        picture(images[0])
+    elif isinstance(images, (list, tuple)) and isinstance(images[0], (str, os.PathLike)):
+        raise UserError(
+            f'images holds paths, such as {images[0]}; open them with PIL.Image.open, or leave '
+            "them out and set config.data.kind = 'folder' and config.data.path."
+        )
+
+
 def _check_counts(images, labels, cond, captions) -> None:
     """Refuses no images, and other numbers of labels, conditions or captions than images."""
     if not len(images):
         raise UserError('There are no images in memory: give at least one.')
     given = (('labels', labels), ('condition images', cond), ('captions', captions))
     for what, values in given:
+        if values is not None and (isinstance(values, str) or not hasattr(values, '__len__')):
+            raise UserError(f'The {what} are a sequence, one for each image; got {shown(values)}.')
         if values is not None and len(values) != len(images):
             raise UserError(
                 f'There are {len(images)} images and {len(values)} {what}: give one for each image.'

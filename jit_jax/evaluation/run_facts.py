@@ -5,7 +5,6 @@ import os
 from datetime import UTC, datetime
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from jit_jax import data
@@ -64,10 +63,7 @@ def resumed_steps(workdir: str) -> list[int]:
 
 def parameters(config: dict) -> int:
     """How many a run's network has."""
-    net = build.network(config)
-    side = net.image_size
-    image = jnp.zeros((1, side, side, net.channels))
-    shapes = jax.eval_shape(net.init, jax.random.key(0), image, jnp.zeros(1))
+    shapes = build.parameter_shapes(build.network(config))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

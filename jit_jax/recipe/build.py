@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jit_jax import data
@@ -266,6 +268,14 @@ def initial(recipe: Recipe) -> Callable:
 def state_shapes(recipe: Recipe) -> state.TrainState:
     """Shapes and dtypes of the state."""
     return jax.eval_shape(initial(recipe), jax.random.key(0))
+
+
+@functools.lru_cache(16)  # a Linen module hashes by what it holds
+def parameter_shapes(net: JiT) -> dict:
+    """Shapes and dtypes of a network's tree of parameters."""
+    image = jax.ShapeDtypeStruct((1, net.image_size, net.image_size, net.channels), jnp.float32)
+    key = jax.eval_shape(functools.partial(jax.random.key, 0))
+    return jax.eval_shape(net.init, key, image, jax.ShapeDtypeStruct((1,), jnp.float32))['params']
 
 
 def state_places(config: ConfigDict, shapes: state.TrainState, mesh) -> state.TrainState:

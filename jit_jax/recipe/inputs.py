@@ -9,17 +9,17 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jit_jax import data
 from jit_jax.diffusion import conditions
 from jit_jax.diffusion.samplers import SAMPLERS
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, shown
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import COND, GRID, condition_grid
 from jit_jax.recipe import kinds, text_encoder
+from jit_jax.recipe.arguments import is_whole
 
 NEEDS = {
     'cond_valid': 'cond',
@@ -38,23 +38,22 @@ def check_settings(
     """Raises UserError for a way to sample that cannot be; None is the run's own."""
     if steps is not None:
         check_count(f'{prefix}steps', steps, 1)
-    if sampler is not None and sampler not in SAMPLERS:
+    if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
         raise UserError(f'{prefix}sampler is one of {", ".join(SAMPLERS)}; got {sampler!r}.')
     if guidance is not None and not _is_finite(guidance):
         raise UserError(f'{prefix}guidance is a number, 1 for none; got {guidance!r}.')
     if t_eps is not None and not (_is_finite(t_eps) and 0 <= t_eps < 1):
         raise UserError(f'{prefix}t_eps is a number from 0 to below 1; got {t_eps!r}.')
     if interval is not None:
-        fits = isinstance(interval, Sequence) and len(interval) == 2
+        fits = isinstance(interval, (Sequence, np.ndarray)) and len(interval) == 2
         if not fits or not all(map(_is_finite, interval)) or interval[0] >= interval[1]:
             raise UserError(f'{prefix}interval is (low, high) with low < high; got {interval!r}.')
 
 
 def check_count(name: str, value, at_least: int) -> None:
     """Raises UserError unless `value` is a whole number, `at_least` or more."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < at_least:
-        raise UserError(f'{name} is a whole number, at least {at_least}; got {value!r}.')
+    if not is_whole(value) or value < at_least:
+        raise UserError(f'{name} is a whole number, at least {at_least}; got {shown(value)}.')
 
 
 def check_conditioning(
@@ -73,13 +72,8 @@ def check_conditioning(
     if 'references' in given:
         _check_references(given['references'], learned, config, prefix, num)
     for name, rows in given.items():
-        if name == 'references':
-            continue
-        if rows.ndim == 0 or len(rows) != num:
-            count = f'{len(rows)} rows' if rows.ndim else 'no rows'
-            raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
-        if name in NEEDS and NEEDS[name] not in given:
-            raise UserError(f'{prefix}{name} says what of {NEEDS[name]} counts; give that as well.')
+        if name != 'references':
+            _check_rows(name, rows, given, num, prefix)
     if 'cond' in given:
         _check_image(given, net, learned, config, prefix)
     if 'label' in given:
@@ -111,12 +105,6 @@ def check_levels(name: str, given) -> None:
         )
 
 
-def check_key(key) -> None:
-    """Raises UserError for a number where a random key belongs."""
-    if not isinstance(key, jax.Array):
-        raise UserError(f'key is a random key, for example jax.random.key(0); got {key!r}.')
-
-
 def caption_tokens(
     config: dict, num: int, text: str | Sequence[str], *, prefix: str = ''
 ) -> dict[str, np.ndarray]:
@@ -132,6 +120,8 @@ def caption_tokens(
             f'{prefix}text: this run learned no captions '
             f'(config.condition.kind={config["condition"]["kind"]}); leave it out.'
         )
+    if not isinstance(text, (str, Sequence, np.ndarray)):
+        raise UserError(f'{prefix}text is a caption or several; got {shown(text)}.')
     captions = [text] * num if isinstance(text, str) else list(text)
     if len(captions) != num:
         raise UserError(
@@ -181,6 +171,17 @@ def check_guidance(config: dict, guidance: float | None, given: dict, *, prefix:
         )
 
 
+def _check_rows(name: str, rows: np.ndarray, given: dict, num: int, prefix: str) -> None:
+    """A row for each of `num` images, flags that are flags, and what they are flags of."""
+    if rows.ndim == 0 or len(rows) != num:
+        count = f'{len(rows)} rows' if rows.ndim else 'no rows'
+        raise UserError(f'{prefix}{name} has {count} for {num} images; give one row an image.')
+    if name in NEEDS and NEEDS[name] not in given:
+        raise UserError(f'{prefix}{name} says what of {NEEDS[name]} counts; give that as well.')
+    if name.endswith('_valid') and rows.dtype != bool:
+        raise UserError(f'{prefix}{name} is bool, True for what counts; got {rows.dtype}.')
+
+
 def _check_image(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
     cond, kind = given['cond'], config['condition']['kind']
     grids = {condition_grid(o['cond'].shape, net.patch) for o in learned if 'cond' in o}
@@ -209,6 +210,14 @@ def _check_image(given: dict, net: JiT, learned: list[dict], config: dict, prefi
             f'{prefix}cond_valid is [{len(cond)}, {n}], one flag a patch; '
             f'got {list(given["cond_valid"].shape)}.'
         )
+    if 'cond_grid' in given:
+        own, most = given['cond_grid'], (height // net.patch, width // net.patch)
+        fits = own.shape == (len(cond), 2) and np.issubdtype(own.dtype, np.integer)
+        if not fits or (own < 1).any() or (own > most).any():
+            raise UserError(
+                f'{prefix}cond_grid is int [{len(cond)}, 2], rows and columns of patches, at most '
+                f'{list(most)}; got {shown(own)}.'
+            )
 
 
 def _check_label(given: dict, net: JiT, learned: list[dict], config: dict, prefix: str) -> None:
@@ -218,6 +227,9 @@ def _check_label(given: dict, net: JiT, learned: list[dict], config: dict, prefi
             f'{prefix}label: this run learned no classes (config.condition.kind={kind}); '
             'leave it out.'
         )
+    flags = given.get('label_valid')
+    if flags is not None and flags.ndim != 1:
+        raise UserError(f'{prefix}label_valid is one flag for each image; got {list(flags.shape)}.')
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise UserError(
             f'{prefix}label is whole numbers, one for each image; got {label.dtype} '

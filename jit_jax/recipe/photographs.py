@@ -15,7 +15,7 @@ from jit_jax import data
 from jit_jax.data.arrays import picture
 from jit_jax.data.fitting import FITS, fitted
 from jit_jax.diffusion import conditions
-from jit_jax.errors import UserError
+from jit_jax.errors import UserError, shown
 from jit_jax.model.sequence import patch_size, patchify
 from jit_jax.recipe import build, kinds
 
@@ -75,6 +75,8 @@ def check_from(from_image, from_t, kind: str, cond, references=None) -> None:
             raise UserError(f'from_t is a time from 0 (noise) to below 1 (clean); got {from_t!r}.')
         if from_image is None:
             raise UserError('from_t needs a picture to begin from; give from_image.')
+    if kind is not None and not isinstance(kind, str):
+        raise UserError(f"kind names a kind of condition, such as 'inpaint'; got {shown(kind)}.")
     if kind and from_image is None and cond is None and references is None:
         raise UserError('kind says what from_image, cond or references are; give one of them.')
 

@@ -29,6 +29,12 @@ def read_weights(path, which: str | None = None) -> tuple[dict, dict, int]:
     try:
         if path.suffix == '.safetensors' and path.is_file():
             return _read_safetensors(path, which)
+        if path.is_file():
+            raise UserError(
+                f'{path} is a file, and weights are read from a run folder, a step folder or a '
+                f'.safetensors of jit-jax export; for official weights first run: jit-jax convert '
+                f'{path} runs/official.'
+            )
         return _read_step(path, which)
     except OSError as error:
         raise UserError(f'{path} cannot be read: {reason(error)}.') from error

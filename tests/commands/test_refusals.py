@@ -42,6 +42,7 @@ SAMPLE = [
     ('sample --workdir={none} --num=0', "--num: must be a whole number, at least 1; got '0'"),
     ('sample --workdir={none} --num=two', "--num: must be a whole number, at least 1; got 'two'"),
     ('sample --workdir={none} --seed=-1', '--seed: must be a whole number, at least 0'),
+    ('sample --workdir={none} --seed=4294967296', 'at least 0 and at most 4294967295; got'),
     ('sample --workdir={none} --steps=0', '--steps: must be a whole number, at least 1'),
     ('sample --workdir={none} --trajectory=1', '--trajectory: must be a whole number, at least 2'),
     ('sample --workdir={none} --sampler=hoin', "--sampler: invalid choice: 'hoin'"),
