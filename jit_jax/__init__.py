@@ -75,6 +75,7 @@ def sample(
     t_eps: float | None = None,
     start: int = 0,
     batch_size: int = 64,
+    keep_known: bool = False,
 ) -> np.ndarray:
     """Draws images number start … start + num − 1 of a key.
 
@@ -110,6 +111,9 @@ def sample(
       t_eps: the least 1 − t that the sampler divides by, 0 to below 1. 0 ends on x̂; 0.05, as
         published, stops short of it in steps shorter than that and leaves noise.
       batch_size: how many images at a time, over all devices.
+      keep_known: puts the patches that are not missing from the condition image back where they
+        were, bit for bit. The model draws them anew otherwise, as it does all of the image. For
+        inpaint, outpaint, half, patches and strokes.
 
     Returns:
       uint8 [num, H, W, C]; `to_pil` makes PIL images of them.
@@ -126,7 +130,7 @@ def sample(
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid, 'text': text}
     pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}
     how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    how |= {'t_eps': t_eps, 'start': start, 'batch_size': batch_size}
+    how |= {'t_eps': t_eps, 'start': start, 'batch_size': batch_size, 'keep_known': keep_known}
     given = condition | classes | tokens | pictures
     return trained.sample(model, params, key, num, **given, **how)
 

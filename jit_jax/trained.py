@@ -24,7 +24,7 @@ from jit_jax.errors import UserError, shown
 from jit_jax.model.jit import JiT
 from jit_jax.model.sharding import make_mesh, replicated, spread, whole_rows
 from jit_jax.output.images import to_uint8
-from jit_jax.recipe import arguments, build, few_steps, inputs, photographs
+from jit_jax.recipe import arguments, build, few_steps, inputs, known, photographs
 from jit_jax.recipe.kinds import import_own
 from jit_jax.training.weights import read_weights
 
@@ -104,6 +104,7 @@ def sample(
     t_eps: float | None = None,
     start: int = 0,
     batch_size: int = 64,
+    keep_known: bool = False,
 ) -> np.ndarray:
     """As `jit_jax.sample`."""
     check_model(model)
@@ -127,10 +128,14 @@ def sample(
         model, key, rows, condition | classes | tokens, from_image, from_t, how
     )
     given, settings = checked(model, num, given, changes)
+    if keep_known:
+        known.check_known(model.config, given, kind)
     arguments.check_params(model.net, params)
     batches = draw(
         model, params, key, num, given, settings, start=start, batch_size=batch_size, begin=begin
     )
+    if keep_known:
+        batches = known.keeping_known(batches, given)
     return np.concatenate(list(batches))
 
 

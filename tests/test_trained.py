@@ -202,6 +202,47 @@ REFUSED = [
     ('references', {'references': PHOTO}, 'references is a list of images, as many as the run'),
     ('references', {'references': 'a.png'}, "as many as the run learned; got 'a.png'"),
     ('text', {'text': 7}, 'text is a caption or several; got 7'),
+    (
+        'none',
+        {'keep_known': True},
+        'no pixel is known under config.condition.kind=none',
+    ),
+    (
+        'edges',
+        {'cond': PHOTO, 'keep_known': True},
+        'but under inpaint, outpaint, half, patches, s',
+    ),
+    ('inpaint', {'keep_known': True}, 'keep_known needs a picture with a hole; give cond or from_'),
+    (
+        'inpaint',
+        {'cond': PHOTO, 'keep_known': True},
+        'keep_known: no patch of the condition is m',
+    ),
+    (
+        'inpaint|edges',
+        {'from_image': PHOTO, 'kind': 'edges', 'keep_known': True},
+        'no pixel is known under config.condition.kind=edges',
+    ),
+    (
+        'inpaint|super_resolution',
+        {'cond': images(2), 'cond_valid': np.zeros((2, 256), bool), 'keep_known': True},
+        'this run learned inpaint, super_resolution; say which the condition is with kind=inpaint',
+    ),
+    (
+        'inpaint|super_resolution',
+        {'cond': images(2, 16), 'kind': 'inpaint', 'keep_known': True},
+        'keep_known needs condition images of the size of a result, 32×32',
+    ),
+    (
+        'inpaint',
+        {'cond': images(2), 'cond_grid': np.full((2, 2), 8), 'keep_known': True},
+        'keep_known needs condition images of the size of a result, 32×32',
+    ),
+    (
+        'grayscale+inpaint',
+        {'cond': images(2, 16), 'references': [images(2)], 'keep_known': True},
+        'no pixel is known under config.condition.kind=grayscale+inpaint',
+    ),
     ('none', {'guidance': 2.0}, 'guidance: this run learned no condition'),
     ('inpaint', {'guidance': 2.0}, 'guidance needs a condition; give cond, label or text'),
     ('class', {'text': 'seven'}, 'text: this run learned no captions'),
@@ -368,6 +409,33 @@ def test_a_condition_made_from_a_picture(model, params):
     expected = jit_jax.sample(model('inpaint'), params, KEY, 2, start=4, **made.conditioning)
     found = jit_jax.sample(model('inpaint'), params, KEY, 2, start=4, from_image=PHOTO)
     np.testing.assert_array_equal(found, expected)
+
+
+def with_hole() -> Image.Image:
+    """PHOTO at 32×32 with a hole of 8×8 pixels, at 12, 4."""
+    image = center_crop(PHOTO, 32).convert('RGBA')
+    image.paste((0, 0, 0, 0), (4, 12, 12, 20))
+    return image
+
+
+def test_known_pixels_are_kept_bit_for_bit(model, params):
+    """Those around the hole of a picture, in every row; what is in it is what the model drew."""
+    small = np.asarray(center_crop(PHOTO, 32))
+    inside = np.zeros((32, 32), bool)
+    inside[12:20, 4:12] = True
+    for kind, more in (('inpaint', {}), ('inpaint|edges', {'kind': 'inpaint'})):
+        given = {'cond': with_hole(), 'batch_size': 8} | more
+        drawn = jit_jax.sample(model(kind), params, KEY, 9, **given)
+        kept = jit_jax.sample(model(kind), params, KEY, 9, **given, keep_known=True)
+        np.testing.assert_array_equal(kept[:, ~inside], np.stack([small[~inside]] * 9))
+        np.testing.assert_array_equal(kept[:, inside], drawn[:, inside])
+        assert (drawn[:, ~inside] != kept[:, ~inside]).any()  # off by default
+    for kind in ('outpaint', 'half', 'patches', 'strokes'):
+        made = photographs.made_from(config_of(kind), [PHOTO], range(9), KEY).conditioning
+        live = made['cond_valid'].reshape(9, 16, 16).repeat(2, 1).repeat(2, 2)
+        given = {'from_image': PHOTO, 'batch_size': 8}
+        kept = jit_jax.sample(model(kind), params, KEY, 9, **given, keep_known=True)
+        np.testing.assert_array_equal(kept[live], np.stack([small] * 9)[live])
 
 
 def test_beginning_from_a_picture(model, params):

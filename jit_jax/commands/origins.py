@@ -65,6 +65,12 @@ def define_flags(parser: command_line.Parser) -> None:
         help='what becomes of pictures of another size: the centre in the right shape, all of it '
         'squeezed, or an error',
     )
+    add(
+        '--keep_known',
+        action='store_true',
+        help='leave what is not missing as it is, bit for bit, where the run fills in holes; it is '
+        'drawn anew otherwise',
+    )
 
 
 def load_labels(names: list[str], num: int, model: trained.Model) -> np.ndarray:

@@ -4,6 +4,7 @@ examples:
   jit-jax sample --workdir=runs/uncond --num=64 --out=samples.png
   jit-jax sample --workdir=runs/cond --num=16 --out=cond.png         # condition | result | truth
   jit-jax sample --workdir=runs/cond --cond=holed.png --out=out.png  # fills in what is transparent
+  jit-jax sample --workdir=runs/cond --cond=holed.png --keep_known   # the rest bit for bit
   jit-jax sample --workdir=runs/cond --from=photo.jpg --out=out.png  # cuts the hole, then fills it
   jit-jax sample --workdir=runs/uncond --from=photo.jpg --start=0.4  # begins from a noised photo
   jit-jax sample --workdir=runs/cond-digits_text --text="a seven or a two"
@@ -28,7 +29,7 @@ from jit_jax.evaluation import preview
 from jit_jax.hardware import compiler
 from jit_jax.output import destination
 from jit_jax.output.images import save_png, to_uint8
-from jit_jax.recipe import arguments, few_steps, inputs
+from jit_jax.recipe import arguments, few_steps, inputs, known, photographs
 from jit_jax.training.processes import first_process
 
 
@@ -88,6 +89,8 @@ def main(args: argparse.Namespace) -> None:
     model, params = trained.load(args.workdir, args.ema)
     asked = origins.asked_for(args, model)
     inputs.check_guidance(model.config, args.guidance, asked.conditioning, prefix='--')
+    if args.keep_known:
+        known.check_known(model.config, asked.conditioning, args.kind, photographs.FLAGS)
     few_steps.check_asked(model.config, args.sampler, args.guidance, prefix='--')
     first_process(partial(destination.check_writable, args.out, '--out'))
     if asked.said and jax.process_index() == 0:
@@ -103,6 +106,8 @@ def check_out(args: argparse.Namespace) -> None:
     kind = destination.kind(args.out)
     if args.trajectory and kind != destination.GRID:
         raise UserError(f'--out must end in .png with --trajectory; got {args.out}.')
+    if args.trajectory and args.keep_known:
+        raise UserError('--trajectory draws what the model draws; leave --keep_known out.')
     if kind is None:
         raise UserError(f'--out must end in .png, .npz or / for a folder; got {args.out}.')
 
@@ -169,6 +174,8 @@ def draw_images(
         batch_size=args.batch,
         begin=asked.begin,
     )
+    if args.keep_known:
+        batches = known.keeping_known(batches, asked.conditioning)
     for batch in batches:
         if writes:
             with destination.writing(args.out, '--out'):

@@ -149,6 +149,7 @@ def text(x, batch, key) -> Conditioning:
 
 
 PAIRED = {'pairs', 'references'}  # with what the data set has for each image
+CUT = ('inpaint', 'outpaint', 'half', 'patches', 'strokes')  # live patches are those of x itself
 KINDS = {
     'super_resolution': super_resolution,
     'grayscale': grayscale,

@@ -20,9 +20,9 @@ from jit_jax.model.sequence import patch_size, patchify
 from jit_jax.recipe import build, kinds
 
 FLAGS = {'from': '--from', 'start': '--start', 'cond': '--cond', 'kind': '--kind', 'fit': '--fit'}
-FLAGS['reference'] = '--reference'
+FLAGS |= {'reference': '--reference', 'keep_known': '--keep_known'}
 ARGUMENTS = {'from': 'from_image', 'start': 'from_t', 'cond': 'cond', 'kind': 'kind', 'fit': 'fit'}
-ARGUMENTS['reference'] = 'references'
+ARGUMENTS |= {'reference': 'references', 'keep_known': 'keep_known'}
 
 # Kinds that no picture gives, and what they are made of.
 TOGETHER = {'class': 'a class (label)', 'text': 'a caption (text)'}

@@ -98,6 +98,13 @@ SAMPLE = [
     ),
     ('sample --workdir={hole} --cond={px16} --fit=squash', "--fit: invalid choice: 'squash'"),
     ('sample --workdir={sizes} --cond={px31}', 'learned 16×16 or 32×32; say which it is with'),
+    (
+        'sample --workdir={small} --cond={px16} --keep_known',
+        '--keep_known: no pixel is known under',
+    ),
+    ('sample --workdir={hole} --cond={px32} --keep_known', '--keep_known: no patch of the conditi'),
+    ('sample --workdir={sizes} --keep_known', 'say which the condition is with --kind=inpaint'),
+    ('sample --workdir={hole} --keep_known --trajectory=3', 'leave --keep_known out'),
     ('sample --workdir={sizes} --cond={px31} --kind=edges', '--kind=edges: this run learned'),
     ('sample --workdir={hole} --cond={here}/bare', '--cond: there is no picture in the folder'),
     ('sample --workdir={hole} --cond={here}/no.png', '--cond: There is no file'),

@@ -109,6 +109,23 @@ def test_a_condition_is_made_from_a_photograph(run_of, command, photo, tmp_path)
     assert picture.shape[1] == 2 * images.MARGIN + group  # three tiles
 
 
+def test_known_pixels_are_kept(run_of, command, photo, tmp_path):
+    """Of a picture and of held-out images; in the archive bit for bit, around what was drawn."""
+    run_of('inpaint|edges')
+    image = Image.open(photo).crop((0, 0, 32, 32)).convert('RGBA')
+    image.paste((0, 0, 0, 0), (8, 0, 32, 32))
+    image.save(tmp_path / 'holed.png')
+    words = ('sample', '--workdir=run', f'--out={tmp_path}/out.npz', '--num=3', '--keep_known')
+    code, _, err = command(*words, f'--cond={tmp_path}/holed.png', '--kind=inpaint')
+    assert code == 0, err
+    made = np.load(tmp_path / 'out.npz')['arr_0']
+    pixels = np.asarray(image)[..., :3]
+    np.testing.assert_array_equal(made[:, :, :8], np.stack([pixels[:, :8]] * 3))
+    assert (made[:, :, 8:] == 200).all()
+    code, _, err = command(*words, f'--from={photo}', '--kind=inpaint')
+    assert code == 0 and (np.load(tmp_path / 'out.npz')['arr_0'] != 200).any()
+
+
 def test_beginning_from_a_photograph(run_of, command, photo, tmp_path):
     words = ('sample', '--workdir=run', f'--out={tmp_path}/out.png', '--num=2', f'--from={photo}')
     small = np.asarray(data.center_crop(Image.open(photo), 32)) / np.float32(127.5) - 1
