@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from ml_collections import ConfigDict
 
 from jit_jax import data, resume
 from jit_jax.errors import UserError
@@ -195,14 +196,14 @@ class Training:
         first and fails.
         """
         metrics = {'loss': float(state.loss_mean)}
-        with self.writer.clock.pause():
+        with self.writer.clock.pause('save'):
             self.checkpoints.save(state, config=self.run.record, metrics=metrics)
         self.handed_over = step
 
     def draw(self, state: TrainState, step: int) -> None:
         """Draws the grid of samples; a stop ends it early."""
         with (
-            self.writer.clock.pause(),
+            self.writer.clock.pause('draw'),
             enough_memory(partial(preview_advice, self.run.config)),
             self.stop.interrupting(),
         ):
@@ -212,11 +213,10 @@ class Training:
         """Measures images, generated or denoised; a stop ends it early and nothing is written."""
         values = {}
         with (
-            self.writer.clock.pause(),
             enough_memory(partial(evaluation_advice, self.run.config)),
             self.stop.interrupting(),
         ):
-            values = self.evaluation(state, step)
+            values = self.evaluation(state, step, self.writer.clock.pause)
         if values:
             self.writer.scalars(step, values)
 
@@ -241,6 +241,7 @@ def open_writer(
             workdir,
             start=start,
             steps=run.config.steps,
+            every=pauses(run.config),
             enabled=jax.process_index() == 0,
             ideal=seconds_an_image,
             config=run.record,
@@ -248,6 +249,13 @@ def open_writer(
         )
     except OSError as error:
         raise UserError(f'{workdir} cannot be written ({error.strerror}).') from error
+
+
+def pauses(config: ConfigDict) -> dict[str, int]:
+    """After how many steps each pause of the clock comes, by its name; 0 for never."""
+    evaluate = config.evaluate
+    often = {'denoise': evaluate.denoise_every, 'measure': evaluate.every}
+    return {'save': config.checkpoint.every, 'draw': config.sample.every} | often
 
 
 def open_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:

@@ -25,6 +25,8 @@ from jit_jax.errors import UserError
 from jit_jax.evaluation.periodic import PeriodicEvaluation
 from jit_jax.evaluation.preview import Preview
 from jit_jax.model.sharding import to_device
+from jit_jax.output import clock
+from jit_jax.output.progress import times_left
 from jit_jax.training import manifest
 from jit_jax.training.checkpoint import Checkpoints
 
@@ -87,6 +89,28 @@ def test_batches_are_those_that_the_config_says_from_a_step_on():
     as_it_is, mirrored = np.array(flipped) == whole, np.array(flipped) == np.flip(whole, 3)
     rows = as_it_is.all((2, 3, 4)), mirrored.all((2, 3, 4))
     assert rows[0].any() and rows[1].any() and (rows[0] | rows[1]).all()
+
+
+def test_what_comes_between_steps_is_counted_as_it_comes(short_run, monkeypatch, tmp_path):
+    """Each pause of a run has a name that tells how often it comes, and comes that often."""
+    config = short_run.config.copy_and_resolve_references()
+    config.steps, config.checkpoint.every, config.sample.every = 7, 3, 4
+    config.evaluate.every, config.evaluate.denoise_every = 5, 2
+    often = loop.pauses(config)
+    came = {name: 0 for name in often}
+    pause = clock.Clock.pause
+
+    def counted(self, name):
+        came[name] += 1
+        return pause(self, name)
+
+    monkeypatch.setattr(clock.Clock, 'pause', counted)
+    monkeypatch.setattr(Preview, 'draw', lambda *_: None)
+    for part in ('_make_denoising', '_make_measure'):
+        monkeypatch.setattr(PeriodicEvaluation, part, lambda self: lambda *_: {})
+    loop.train(dataclasses.replace(short_run, config=config), str(tmp_path / 'run'))
+    assert came == {name: times_left(every, 1, 7) for name, every in often.items()}
+    assert came == {'save': 3, 'draw': 2, 'measure': 2, 'denoise': 4}
 
 
 def test_a_run_is_its_steps_by_hand(short_run, events, tmp_path):

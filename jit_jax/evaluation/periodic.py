@@ -1,5 +1,8 @@
 """Measures a run while it trains, as `jit-jax evaluate` does afterwards."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 from jit_jax import trained
 from jit_jax.errors import UserError
 from jit_jax.evaluation.denoising import DenoisingScore
@@ -34,15 +37,20 @@ class PeriodicEvaluation:
             self._config.every, step
         )
 
-    def __call__(self, state, step: int) -> dict[str, float]:
-        """What is due after `step`, by names such as `evaluate/fid`. Collective; writes nothing."""
+    def __call__(self, state, step: int, pause: Callable = nullcontext) -> dict[str, float]:
+        """What is due after `step`, by names such as `evaluate/fid`. Collective; writes nothing.
+
+        pause('denoise') and pause('measure') are entered around the two.
+        """
         params, found = state.ema['ema1'], {}
         if self._is_due(self._config.denoise_every, step):
-            self._denoising = self._denoising or self._make_denoising()
-            found |= self._denoising(params)
+            with pause('denoise'):
+                self._denoising = self._denoising or self._make_denoising()
+                found |= self._denoising(params)
         if self._is_due(self._config.every, step):
-            self._measure = self._measure or self._make_measure()
-            found |= self._measure(params, self._run.settings)
+            with pause('measure'):
+                self._measure = self._measure or self._make_measure()
+                found |= self._measure(params, self._run.settings)
         return {f'evaluate/{name}': value for name, value in found.items()}
 
     def _is_due(self, every: int, step: int) -> bool:

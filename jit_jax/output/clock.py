@@ -35,6 +35,7 @@ class Clock:
         self.ideal = ideal
         self.last_lap = self.last_sent = step
         self.paused = self.waited = 0.0
+        self.took: dict[str, float] = {}  # seconds of the latest pause by its name
         self.ends = {step: self._read()}  # of the last lap's step and those after it
 
     def sent(self, *, idle: bool) -> None:
@@ -74,7 +75,7 @@ class Clock:
         self.waited += time.perf_counter() - began
 
     @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self, name: str) -> Iterator[None]:
         """Around samples, checkpoints and evaluation, which are not training.
 
         While a step is on its way to its numbers, the device trains, whatever the host does: such a
@@ -83,8 +84,13 @@ class Clock:
         training = self.last_sent not in self.ends
         began = time.perf_counter()
         yield
+        self.took[name] = time.perf_counter() - began
         if not training:
-            self.paused += time.perf_counter() - began
+            self.paused += self.took[name]
+
+    def trained(self) -> float:
+        """The time without pauses, in seconds from an arbitrary start."""
+        return self._read().trained
 
     def _read(self) -> Reading:
         return Reading(time.perf_counter() - self.paused, self.waited)

@@ -17,10 +17,11 @@ from jit_jax.output.clock import Clock
 from jit_jax.output.files import save_npz
 from jit_jax.output.images import save_png
 from jit_jax.output.jsonl import Lines, drop_lines_after
-from jit_jax.output.progress import duration, measured, progress_line, shown
+from jit_jax.output.progress import duration, measured, progress_line, shown, times_left
 from jit_jax.output.sinks import Line
 from jit_jax.output.warnings_once import Trouble
 
+BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]'  # ours says what is left
 HISTORY = 'history.jsonl'  # a line for each start of a run
 
 
@@ -31,7 +32,8 @@ class Writer:
     Opened at step `start` it first drops the lines of later steps, which a killed run wrote after
     its last checkpoint: a resumed run has no line twice.
 
-    steps: of the whole run. enabled: False in every process but the first, which then writes
+    steps: of the whole run. every: after how many steps each pause of the clock comes, by its name,
+    as in `times_left`. enabled: False in every process but the first, which then writes
     nothing. ideal: as in `Clock`. config: the run's, for the boards. follow(step) is called after
     each line.
     """
@@ -42,6 +44,7 @@ class Writer:
         *,
         start: int,
         steps: int,
+        every: dict[str, int] | None = None,
         enabled: bool = True,
         ideal: float = 0.0,
         config: dict | None = None,
@@ -58,8 +61,9 @@ class Writer:
         self.history = Lines(history, Trouble(HISTORY, self.say))
         self.pictures = Trouble('The pictures of samples', self.say)
         self.boards = open_boards(workdir, start, config, self.say)
-        self.start, self.steps = start, steps
-        self.began, self.since = time.perf_counter(), start  # when which step had ended
+        self.start, self.steps, self.every = start, steps, every or {}
+        self.opened = time.perf_counter()
+        self.began, self.since = self.clock.trained(), start  # when which step had ended
         self.first = 0.0  # seconds of the first step
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -68,6 +72,7 @@ class Writer:
             disable=not self.on_terminal,
             unit='step',
             dynamic_ncols=True,
+            bar_format=BAR,
         )
 
     def finished(self, step: int) -> None:
@@ -76,8 +81,8 @@ class Writer:
         if not self.enabled:
             return
         if step == self.start + 1:
-            self.first = time.perf_counter() - self.began
-            self.began, self.since = time.perf_counter(), step  # what is left needs no compiling
+            self.first = time.perf_counter() - self.opened
+            self.began, self.since = self.clock.trained(), step  # what is left needs no compiling
         elif step == self.start + 2:
             ends = self.clock.ends
             count = self.steps - step + 1
@@ -106,7 +111,8 @@ class Writer:
             self.say(measured(step, values))
         elif self.on_terminal:
             self.bar.update(step - self.bar.n)
-            self.bar.set_postfix_str(shown(values))
+            left = duration(self._seconds_left(step))
+            self.bar.set_postfix_str(f'{shown(values)}  left {left}')
         else:
             self.say(progress_line(step, self.steps, values, self._seconds_left(step)))
         if self.follow:
@@ -160,11 +166,16 @@ class Writer:
             board.close()
 
     def _seconds_left(self, step: int) -> float:
-        """By the steps so far but the first; by the first where there is no other."""
+        """By the steps so far but the first, or by the first where there is no other; and by the
+        latest pause of each name, where there was one.
+        """
         each = self.first
         if step > self.since:
-            each = (time.perf_counter() - self.began) / (step - self.since)
-        return each * (self.steps - step)
+            each = (self.clock.trained() - self.began) / (step - self.since)
+        seconds = each * (self.steps - step)
+        for name, every in self.every.items():
+            seconds += self.clock.took.get(name, 0.0) * times_left(every, step, self.steps)
+        return seconds
 
     def _hand_over(self, step: int, values: dict, pictures: dict) -> None:
         line = Line(step, time.time(), values, pictures)

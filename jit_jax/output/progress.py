@@ -16,6 +16,15 @@ def progress_line(step: int, steps: int, values: dict[str, float], seconds_left:
     return f'{at}  {shown(values)}  left {duration(seconds_left)}'
 
 
+def times_left(every: int, step: int, steps: int) -> int:
+    """How often that still comes which comes after each `every` steps, 0 for never, and after the
+    last: of `step` itself too, whose line is written before.
+    """
+    if not every:
+        return 0
+    return steps // every - (step - 1) // every + (steps % every > 0)
+
+
 def measured(step: int, values: dict[str, float]) -> str:
     """What an evaluation found after a step, in a line: the few numbers that one watches.
 

@@ -24,7 +24,7 @@ def test_only_training_counts(now):
     now[0] += 3
     with one.waiting():
         now[0] += 1
-    with one.pause():
+    with one.pause('draw'):
         now[0] += 100
     assert one.lap(20, 8) == pytest.approx(
         {'images_per_second': 10 * 8 / 4, 'mfu': 0.4, 'data_wait': 0.25}
@@ -63,7 +63,7 @@ def simulate(now, steps, *, compute, data, log_every, pauses, at_once=False):
             now[0] += data
         if step in pauses:
             read()
-            with one.pause():
+            with one.pause('draw'):
                 now[0] += pauses[step]
     return laps
 
@@ -97,7 +97,7 @@ def test_a_device_that_is_kept_busy_shows_its_own_rate(now):
 def test_a_pause_with_a_step_on_its_way_is_training(now):
     one = Clock(0)
     one.sent(idle=True)
-    with one.pause():
+    with one.pause('draw'):
         now[0] += 4
     one.finished(1)
     assert one.lap(1, 8)['images_per_second'] == pytest.approx(2)

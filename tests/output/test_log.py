@@ -87,6 +87,31 @@ def test_the_first_steps_say_how_long_the_others_take(tmp_path, capsys, monkeypa
     writer.close()
 
 
+def test_time_left_has_what_comes_between_the_steps(tmp_path, capsys, monkeypatch):
+    """Steps of 2 s after a first one of 30 s, a save of 5 s after every fourth, and one grid of
+    samples, of 100 s, after the tenth and the last.
+    """
+    now = 100.0
+    monkeypatch.setattr('time.perf_counter', lambda: now)
+    writer = Writer(str(tmp_path), start=0, steps=14, every={'save': 4, 'draw': 10, 'measure': 0})
+    left = []
+    for step in range(1, 15):
+        now += 30.0 if step == 1 else 2.0
+        writer.finished(step)
+        writer.scalars(step, {'loss': 1.0})
+        left.append(writer._seconds_left(step))
+        for name, seconds, due in (('save', 5.0, step % 4 == 0), ('draw', 100.0, step == 10)):
+            if due:
+                with writer.clock.pause(name):
+                    now += seconds
+    writer.close()
+    assert left[1:4] == [24.0, 22.0, 20.0]  # nothing has been saved yet
+    assert left[4:8] == [18 + 3 * 5, 16 + 3 * 5, 14 + 3 * 5, 12 + 3 * 5]  # after 8, 12 and 14
+    assert left[8:10] == [10 + 2 * 5, 8 + 2 * 5]
+    assert left[10] == 6 + 2 * 5 + 100 and left[13] == 5 + 100
+    assert capsys.readouterr().out.splitlines()[-4].endswith('left 1.9 min')  # 116 s
+
+
 @pytest.mark.parametrize('checkpoint', [0, 4])
 def test_a_resumed_run_has_nothing_twice(tmp_path, checkpoint):
     write(

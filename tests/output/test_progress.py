@@ -2,7 +2,7 @@
 
 import pytest
 
-from jit_jax.output.progress import duration, measured, progress_line
+from jit_jax.output.progress import duration, measured, progress_line, times_left
 
 
 def test_a_line_of_training():
@@ -46,6 +46,15 @@ def test_lines_are_aligned():
 def test_an_evaluation_is_a_line_with_what_matters(values, line):
     values = {f'evaluate/{name}': value for name, value in values.items()}
     assert measured(100, values) == f'measured at step 100: {line}'
+
+
+def test_how_often_something_still_comes():
+    """After every so many steps and after the last; after this one too, whose line comes first."""
+    for every in (1, 3, 4, 12, 50):
+        due = [step for step in range(1, 13) if step % every == 0 or step == 12]
+        for step in range(1, 13):
+            assert times_left(every, step, 12) == sum(step <= at for at in due)
+    assert times_left(0, 1, 12) == 0  # never
 
 
 def test_durations_have_units():
