@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """Words → values by flag; with a config, also `config`, a ConfigDict, and `config_name`."""
-        args, rest = self.parse_known_args(words)
+        args, rest = self.parse_known_args(list(map(_at_home, words)))
         overrides = []
         while self.takes_config and rest and re.match(r'--(no)?config\.', rest[0]):
             overrides.append(rest.pop(0))
@@ -134,6 +134,14 @@ class Parser(argparse.ArgumentParser):
         if overrides:
             raise UserError(f'{overrides[0]} changes a config; name it first, {example_config()}.')
         return None, ''
+
+
+def _at_home(word: str) -> str:
+    """`--workdir=~/runs` with the folder that ~ stands for: bash leaves it as it is after a =."""
+    flag, _, value = word.partition('=')
+    if flag.startswith('--') and value.startswith('~/'):
+        return f'{flag}={os.path.expanduser(value)}'
+    return word
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -91,7 +91,9 @@ def _newest_intact(path: epath.Path, which: str | None) -> tuple[epath.Path, str
             problem = f'; {folder.name}: {error}'
             logging.warning('%s is passed over: %s.', folder, error)
     check_exists(path)
-    wanted = _first_step(path) or 'give a run folder, a step folder or an export'
+    wanted = (
+        _first_step(path) or _run_inside(path) or 'give a run folder, a step folder or an export'
+    )
     raise UserError(f'{path} holds no intact checkpoint{problem}; {wanted}.')
 
 
@@ -109,6 +111,14 @@ def _first_step(path: epath.Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ''
     return f'its run saves the first after step {first}, or when it is stopped by Ctrl-C'
+
+
+def _run_inside(path: epath.Path) -> str:
+    """Which runs a folder holds, in words; '' for none."""
+    if not path.is_dir():
+        return ''
+    there = [child.name for child in path.iterdir() if (child / 'checkpoints').exists()]
+    return f'name a run in it: {listed(there)}' if there else ''
 
 
 def check_exists(path: epath.Path) -> None:

@@ -38,6 +38,8 @@ SAMPLE = [
         'sample --workdir={young}',
         'young holds no intact checkpoint; its run saves the first after step 550, or when it is',
     ),
+    ('sample --workdir={here}', 'holds no intact checkpoint; name a run in it: '),
+    ('sample --workdir=~/nowhere', 'error: {home}/nowhere does not exist'),
     ('sample --workdir={none} --ema=ema7', "no weights 'ema7'"),
     ('sample --workdir={none} --num=0', "--num: must be a whole number, at least 1; got '0'"),
     ('sample --workdir={none} --num=two', "--num: must be a whole number, at least 1; got 'two'"),
@@ -297,6 +299,7 @@ def places(tmp_path_factory, params):
         Image.new('RGB', (32, 32)).save(here / f'{name}.png')
     found |= {'named': here / 'named', 'plain': here / 'plain'}
     (here / 'bare').mkdir()
+    found['home'] = os.path.expanduser('~')
     found['young'] = here / 'young'
     (found['young'] / 'checkpoints').mkdir(parents=True)
     (found['young'] / 'config.json').write_text(json.dumps(uncond.get_config().to_dict()))

@@ -45,8 +45,11 @@ def test_weights_do_not_need_the_optimiser_and_reading_never_writes(workdir):
 def test_wrong_paths_and_names(workdir):
     with pytest.raises(UserError, match=r'rum does not exist; .* holds run\.'):
         read_weights(workdir.with_name('rum'))
-    with pytest.raises(UserError, match='holds no intact checkpoint; give a run folder'):
+    with pytest.raises(UserError, match='holds no intact checkpoint; name a run in it: run.'):
         read_weights(workdir.parent)
+    (workdir.parent / 'empty').mkdir()
+    with pytest.raises(UserError, match='holds no intact checkpoint; give a run folder'):
+        read_weights(workdir.parent / 'empty')
     with pytest.raises(ValueError, match="has no weights 'ema3'; it has ema1, ema2, params"):
         read_weights(workdir, 'ema3')
     (workdir / 'other.safetensors').write_bytes(b'hello')
