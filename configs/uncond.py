@@ -237,6 +237,10 @@ def _sample(config: ConfigDict, steps: FieldReference) -> None:
     config.sample.interval = (0.1, 1.0)  # of t, where guidance is on; with model.guidance, all of t
     # least 1 - t that the sampler divides by; 0: its last step ends on the predicted image
     config.sample.t_eps = config.diffusion.t_eps
+    # guidance away from the same network without these blocks, numbered from 0; (): none
+    config.sample.skip_blocks = ()
+    config.sample.skip_scale = 1.0  # of that guidance; 1: none
+    config.sample.skip_interval = (0.0, 1.0)  # of t, where it is on
 
 
 def _evaluate(config: ConfigDict, steps: FieldReference) -> None:

@@ -73,6 +73,9 @@ def sample(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     t_eps: float | None = None,
+    skip_blocks: Sequence[int] | None = None,
+    skip_scale: float | None = None,
+    skip_interval: tuple[float, float] | None = None,
     start: int = 0,
     batch_size: int = 64,
     keep_known: bool = False,
@@ -110,6 +113,8 @@ def sample(
       interval: (low, high) of t in [0, 1], between which guidance is on.
       t_eps: the least 1 − t that the sampler divides by, 0 to below 1. 0 ends on x̂; 0.05, as
         published, stops short of it in steps shorter than that and leaves noise.
+      skip_blocks, skip_scale, skip_interval: guidance away from the same network without these
+        blocks, from 0, by a scale (1: none) for low < t < high; needs no condition.
       batch_size: how many images at a time, over all devices.
       keep_known: puts the patches that are not missing from the condition image back where they
         were, bit for bit. The model draws them anew otherwise, as it does all of the image. For
@@ -130,6 +135,7 @@ def sample(
     tokens = {'cond_tokens': cond_tokens, 'cond_tokens_valid': cond_tokens_valid, 'text': text}
     pictures = {'from_image': from_image, 'from_t': from_t, 'kind': kind, 'fit': fit}
     how = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
+    how |= {'skip_blocks': skip_blocks, 'skip_scale': skip_scale, 'skip_interval': skip_interval}
     how |= {'t_eps': t_eps, 'start': start, 'batch_size': batch_size, 'keep_known': keep_known}
     given = condition | classes | tokens | pictures
     return trained.sample(model, params, key, num, **given, **how)

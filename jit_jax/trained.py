@@ -52,6 +52,9 @@ class Model:
     def sampling(self, **changes) -> Settings:
         """The run's own way to sample, but for what is not None among the changes."""
         asked = {name: value for name, value in changes.items() if value is not None}
+        for name in ('skip_blocks', 'skip_interval'):  # any sequence; a program is found by them
+            if name in asked:
+                asked[name] = tuple(asked[name])
         return replace(self.settings, **asked)
 
 
@@ -102,6 +105,9 @@ def sample(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     t_eps: float | None = None,
+    skip_blocks: Sequence[int] | None = None,
+    skip_scale: float | None = None,
+    skip_interval: tuple[float, float] | None = None,
     start: int = 0,
     batch_size: int = 64,
     keep_known: bool = False,
@@ -121,7 +127,8 @@ def sample(
     if text is not None:
         tokens = inputs.caption_tokens(model.config, num, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    changes |= {'t_eps': t_eps}
+    changes |= {'t_eps': t_eps, 'skip_blocks': skip_blocks}
+    changes |= {'skip_scale': skip_scale, 'skip_interval': skip_interval}
     how = {'kind': kind, 'fit': fit}
     rows = range(start, start + num)
     given, begin = with_pictures(
@@ -209,7 +216,7 @@ def checked(
 
     Raises UserError for what the run has not learned or cannot do.
     """
-    inputs.check_settings(**changes)
+    inputs.check_settings(**changes, depth=model.net.depth)
     given = arrays_given(**conditioning)
     if 'label' in given and given['label'].ndim == 0:
         given['label'] = np.full(num, given['label'])
@@ -261,7 +268,13 @@ def draw(
     """
     mesh = make_mesh((-1, 1, 1))
     run = compiled_sampler(
-        model.net, model.diffusion, settings.sampler, settings.steps, settings.t_eps, mesh
+        model.net,
+        model.diffusion,
+        settings.sampler,
+        settings.steps,
+        settings.t_eps,
+        mesh,
+        settings.skip,
     )
     params = jax.device_put(params, replicated(mesh))
     size = whole_rows(min(batch_size, num), mesh)
@@ -295,6 +308,9 @@ def trajectory(
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     t_eps: float | None = None,
+    skip_blocks: Sequence[int] | None = None,
+    skip_scale: float | None = None,
+    skip_interval: tuple[float, float] | None = None,
     begin: Begin | None = None,
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Image 0 of a key on its way from noise: (t, z_t, x̂) at every step of the sampler.
@@ -309,7 +325,8 @@ def trajectory(
     if text is not None:
         tokens = inputs.caption_tokens(model.config, 1, text)
     changes = {'steps': steps, 'sampler': sampler, 'guidance': guidance, 'interval': interval}
-    changes |= {'t_eps': t_eps}
+    changes |= {'t_eps': t_eps, 'skip_blocks': skip_blocks}
+    changes |= {'skip_scale': skip_scale, 'skip_interval': skip_interval}
     given, settings = checked(model, 1, condition | classes | tokens, changes)
     passes = {}  # by t: what a sampler tries ahead of a step is followed by the step itself
 
@@ -323,6 +340,7 @@ def trajectory(
         sampler=settings.sampler,
         steps=settings.steps,
         t_eps=settings.t_eps,
+        skip=settings.skip,
         watch=watch,
     )
     scale_and_interval = guidance_arguments(settings.guidance, settings.interval)

@@ -180,6 +180,11 @@ REFUSED = [
     ('inpaint', {'interval': (0.5, 0.5)}, 'interval is (low, high) with low < high'),
     ('inpaint', {'interval': (0.1, np.nan)}, 'interval is (low, high)'),
     ('inpaint', {'interval': 0.5}, 'interval is (low, high)'),
+    ('none', {'skip_blocks': (2,)}, 'skip_blocks is numbers of blocks, from 0 to 1 and not all'),
+    ('none', {'skip_blocks': (0, 1)}, 'skip_blocks is numbers of blocks'),
+    ('none', {'skip_blocks': '0'}, 'skip_blocks is numbers of blocks'),
+    ('none', {'skip_scale': np.nan}, 'skip_scale is a number, 1 for none; got nan'),
+    ('none', {'skip_interval': (0.5, 0.5)}, 'skip_interval is (low, high) with low < high'),
     ('none', {'start': 2**31}, 'start + num is at most 2147483648; got 2147483650'),
     ('none', {'sampler': ['heun']}, "sampler is one of euler, heun, multistep, meanflow; got ['h"),
     (

@@ -193,6 +193,22 @@ def below_one(text: str) -> float:
     return number
 
 
+def block_numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag that is numbers of blocks: '2,4' → (2, 4)."""
+    return tuple(map(whole_number(0), text.split(',')))
+
+
+def define_skip(add: Callable) -> None:
+    """The flags of guidance by the network without some of its blocks; `add` adds an argument."""
+    add(
+        '--skip_blocks',
+        type=block_numbers,
+        metavar='I,J',
+        help="guides away from the same network without these blocks; the run's own by default",
+    )
+    add('--skip_scale', type=finite_number, help="of that guidance, 1 is none; the run's own")
+
+
 def words(text: str) -> list[str]:
     """The type of a flag that is a list, written with commas: 'a,b' → ['a', 'b']."""
     found = [word.strip() for word in text.split(',')]

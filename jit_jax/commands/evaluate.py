@@ -28,7 +28,8 @@ from jit_jax.evaluation import measure
 from jit_jax.evaluation.results import Cell, CellMeasure, MeasuredRun, Remembered
 from jit_jax.evaluation.sweep import SCORES, Sweep, parse_axes
 from jit_jax.hardware import compiler
-from jit_jax.recipe import few_steps
+from jit_jax.model.sizes import size
+from jit_jax.recipe import few_steps, inputs
 
 
 def define_flags(parser: command_line.Parser) -> None:
@@ -61,6 +62,7 @@ def define_flags(parser: command_line.Parser) -> None:
         type=command_line.below_one,
         help="least 1 − t that the sampler divides by, 0 ends on x̂; the run's own by default",
     )
+    command_line.define_skip(add)
     add('--ema', help='which weights: params, ema1, ema2 …; ema1 by default')
     add('--inception', default='', help='weights of the FID Inception; see jit-jax fetch')
     add(
@@ -155,7 +157,12 @@ def check_guidance(args: argparse.Namespace, axes: dict, config: dict) -> None:
 
 
 def check_learned(args: argparse.Namespace, axes: dict, config: dict) -> None:
-    """Raises UserError for a sampler or a guidance that needs a run that learned it."""
+    """Raises UserError for a sampler or a guidance that needs a run that learned it, and for blocks
+    that its network lacks.
+    """
+    if args.skip_blocks is not None:
+        depth = size(config['model']['variant'])['depth']
+        inputs.check_blocks('--skip_blocks', args.skip_blocks, depth)
     few_steps.check_asked(config, args.sampler, args.guidance, prefix='--')
     for sampler in axes.get('sampler', [None]):
         few_steps.check_asked(config, sampler, None, prefix='--sweep ')
@@ -195,6 +202,10 @@ def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
         changed['guidance'] = args.guidance
     if args.t_eps is not None:
         changed['t_eps'] = args.t_eps
+    if args.skip_blocks is not None:
+        changed['skip_blocks'] = args.skip_blocks
+    if args.skip_scale is not None:
+        changed['skip_scale'] = args.skip_scale
     return dataclasses.replace(settings, **changed)
 
 

@@ -139,7 +139,7 @@ def lower_sampler(run: Programs, rows: int) -> jax.stages.Lowered:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (noise, conditioning)
     )
     program = generate.sampling_program(
-        run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh
+        run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh, how.skip
     )
     guidance = generate.guidance_arguments(how.guidance, how.interval) if conditioning else ()
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), guidance)

@@ -69,6 +69,7 @@ def define_sampler(parser: command_line.Parser) -> None:
         type=command_line.below_one,
         help="least 1 − t that the sampler divides by, 0 ends on x̂; the run's own by default",
     )
+    command_line.define_skip(add)
     add(
         '--trajectory',
         type=command_line.whole_number(2),
@@ -92,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
     if args.keep_known:
         known.check_known(model.config, asked.conditioning, args.kind, photographs.FLAGS)
     few_steps.check_asked(model.config, args.sampler, args.guidance, prefix='--')
+    if args.skip_blocks is not None:
+        inputs.check_blocks('--skip_blocks', args.skip_blocks, model.net.depth)
     first_process(partial(destination.check_writable, args.out, '--out'))
     if asked.said and jax.process_index() == 0:
         print(asked.said)
@@ -125,16 +128,19 @@ def draw_trajectory(
         params,
         jax.random.key(args.seed),
         **jax.tree.map(_first_row, asked.conditioning),
-        steps=args.steps,
-        sampler=args.sampler,
-        guidance=args.guidance,
-        t_eps=args.t_eps,
+        **changes(args),
         begin=begin,
     )
     if jax.process_index() == 0:
         with destination.writing(args.out, '--out'):
             save_png(args.out, preview.strip(path, args.trajectory))
         print(f'Image 0 of step {model.step}, from t={args.start or 0:g} to t=1, in {args.out}')
+
+
+def changes(args: argparse.Namespace) -> dict:
+    """What the flags say of how images are drawn, None where the run's own way stays."""
+    names = ('steps', 'sampler', 'guidance', 't_eps', 'skip_blocks', 'skip_scale')
+    return {name: getattr(args, name) for name in names}
 
 
 def _first_row(rows):
@@ -160,9 +166,7 @@ def draw_images(
         images = destination.Archive(args.out, args.num)
     else:
         images = destination.Folder(args.out)
-    settings = model.sampling(
-        steps=args.steps, sampler=args.sampler, guidance=args.guidance, t_eps=args.t_eps
-    )
+    settings = model.sampling(**changes(args))
     key, writes = jax.random.key(args.seed), jax.process_index() == 0
     batches = trained.draw(
         model,

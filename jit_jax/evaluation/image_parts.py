@@ -72,7 +72,8 @@ class ImageParts:
 
     def _draw(self, params, settings, conditioning, start: int) -> np.ndarray:
         net, d = self.model.net, self.model.diffusion
-        draw = compiled_sampler(net, d, settings.sampler, settings.steps, settings.t_eps, self.mesh)
+        how = settings.sampler, settings.steps, settings.t_eps
+        draw = compiled_sampler(net, d, *how, self.mesh, settings.skip)
         z = noise(jax.random.key(self.seed), start, self._drawn, net)
         z, conditioning = spread((z, conditioning), self.mesh)
         images = draw(params, z, conditioning, settings.guidance, settings.interval)

@@ -40,7 +40,7 @@ class Preview:
         z = noise(jax.random.key(seed), 0, rows, run.model)
         self.inputs = sharding.spread((z, self.conditioning), run.mesh)
         self.generate = compiled_sampler(
-            run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh
+            run.model, run.diffusion, how.sampler, how.steps, how.t_eps, run.mesh, how.skip
         )
 
     def due(self, step: int) -> bool:

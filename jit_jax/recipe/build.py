@@ -223,7 +223,16 @@ def diffusion(config) -> Diffusion:
 def settings(config) -> Settings:
     """How a run's samples are drawn."""
     s = config['sample']
-    return Settings(s['sampler'], s['steps'], s['guidance'], tuple(s['interval']), s['t_eps'])
+    return Settings(
+        s['sampler'],
+        s['steps'],
+        s['guidance'],
+        tuple(s['interval']),
+        s['t_eps'],
+        tuple(s['skip_blocks']),
+        s['skip_scale'],
+        tuple(s['skip_interval']),
+    )
 
 
 def source(

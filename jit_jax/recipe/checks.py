@@ -19,7 +19,7 @@ from jit_jax.errors import UserError, nearest_first
 from jit_jax.model import attention, sequence, sharding
 from jit_jax.model.block import REMAT
 from jit_jax.model.sizes import size
-from jit_jax.recipe import few_steps, kinds, likeness
+from jit_jax.recipe import few_steps, inputs, kinds, likeness
 
 CHOICES = {  # one of these
     'model.tables': ('sincos', 'zero'),
@@ -100,6 +100,7 @@ RANGES = {  # finite numbers, from low to below high
     'optimizer.muon_rms': (0, math.inf),
     'sample.guidance': (-math.inf, math.inf),
     'sample.t_eps': (0, 1),
+    'sample.skip_scale': (-math.inf, math.inf),
     'data.max_broken': (0, 1),
 }
 REFERENCES = 16  # the most of them
@@ -244,11 +245,16 @@ def _check_tuples(config):
     _check_rows(config, 'sample.interval', 2, _is_number, 'numbers')
     _check_rows(config, 'condition.hole', 2, _is_whole, 'whole numbers')
     _check_rows(config, 'diffusion.guidance', 2, _is_number, 'numbers')
-    low, high = config['sample']['interval']
-    if not low < high:
-        raise UserError(
-            f'config.sample.interval is (low, high) with low < high; got {(low, high)}.'
-        )
+    _check_rows(config, 'sample.skip_interval', 2, _is_number, 'numbers')
+    for key in ('interval', 'skip_interval'):
+        low, high = config['sample'][key]
+        if not low < high:
+            raise UserError(
+                f'config.sample.{key} is (low, high) with low < high; got {(low, high)}.'
+            )
+    depth = size(config['model']['variant'])['depth']
+    blocks = lookup(config, 'sample.skip_blocks')
+    inputs.check_blocks('config.sample.skip_blocks', blocks, depth)
     _check_rows(config, 'condition.strength', 2, _is_number, 'numbers')
     low, high = config['condition']['strength']
     if not 0 <= low <= high:

@@ -33,9 +33,22 @@ BEYOND = 1.5  # further than what resizing makes of [-1, 1] at edges
 
 
 def check_settings(
-    *, steps=None, sampler=None, guidance=None, interval=None, t_eps=None, prefix: str = ''
+    *,
+    steps=None,
+    sampler=None,
+    guidance=None,
+    interval=None,
+    t_eps=None,
+    skip_blocks=None,
+    skip_scale=None,
+    skip_interval=None,
+    depth: int,
+    prefix: str = '',
 ) -> None:
-    """Raises UserError for a way to sample that cannot be; None is the run's own."""
+    """Raises UserError for a way to sample that cannot be; None is the run's own.
+
+    depth: how many blocks the network has.
+    """
     if steps is not None:
         check_count(f'{prefix}steps', steps, 1)
     if sampler is not None and not (isinstance(sampler, str) and sampler in SAMPLERS):
@@ -44,10 +57,30 @@ def check_settings(
         raise UserError(f'{prefix}guidance is a number, 1 for none; got {guidance!r}.')
     if t_eps is not None and not (_is_finite(t_eps) and 0 <= t_eps < 1):
         raise UserError(f'{prefix}t_eps is a number from 0 to below 1; got {t_eps!r}.')
-    if interval is not None:
-        fits = isinstance(interval, (Sequence, np.ndarray)) and len(interval) == 2
-        if not fits or not all(map(_is_finite, interval)) or interval[0] >= interval[1]:
-            raise UserError(f'{prefix}interval is (low, high) with low < high; got {interval!r}.')
+    if skip_scale is not None and not _is_finite(skip_scale):
+        raise UserError(f'{prefix}skip_scale is a number, 1 for none; got {skip_scale!r}.')
+    if skip_blocks is not None:
+        check_blocks(f'{prefix}skip_blocks', skip_blocks, depth)
+    _check_interval(f'{prefix}interval', interval)
+    _check_interval(f'{prefix}skip_interval', skip_interval)
+
+
+def _check_interval(name: str, interval) -> None:
+    if interval is None:
+        return
+    fits = isinstance(interval, (Sequence, np.ndarray)) and len(interval) == 2
+    if not fits or not all(map(_is_finite, interval)) or interval[0] >= interval[1]:
+        raise UserError(f'{name} is (low, high) with low < high; got {interval!r}.')
+
+
+def check_blocks(name: str, blocks, depth: int) -> None:
+    """Raises UserError unless these are numbers of blocks, and not of all of them."""
+    fits = isinstance(blocks, (Sequence, np.ndarray)) and all(map(is_whole, blocks))
+    if not fits or not set(blocks) < set(range(depth)):
+        raise UserError(
+            f'{name} is numbers of blocks, from 0 to {depth - 1} and not all of them; '
+            f'got {blocks!r}.'
+        )
 
 
 def check_count(name: str, value, at_least: int) -> None:

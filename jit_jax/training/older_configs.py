@@ -32,6 +32,7 @@ ADDED = {
         'guidance': [1.0, 1.0],
         'adaptive': 0.0,
     },
+    'sample': {'skip_blocks': [], 'skip_scale': 1.0, 'skip_interval': [0.0, 1.0]},
     'perceptual': {'weight': 0.0, 'after': 0.3, 'side': 224, 'lpips': ''},
 }
 SECTIONS = ('perceptual',)  # of ADDED that came later as a whole, to what a training run has

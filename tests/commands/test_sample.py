@@ -34,11 +34,12 @@ def test_flags_say_what_is_drawn(command, tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(trained, 'draw', draw)
     flags = ('--ema=ema2', '--seed=7', '--num=3', '--batch=2', '--label=c,0')
     how = ('--steps=4', '--sampler=euler', '--guidance=2.5', '--t_eps=0.3')
+    how += ('--skip_blocks=1', '--skip_scale=2')
     for words in (flags, flags + how):
         code, _, said = command('sample', '--workdir=run', *words, f'--out={tmp_path}/images.npz')
         assert code == 0, said
     assert loaded == [('run', 'ema2')] * 2
-    changed = Settings('euler', 4, 2.5, (0.1, 1.0), 0.3)
+    changed = Settings('euler', 4, 2.5, (0.1, 1.0), 0.3, (1,), 2.0)
     for (*found, key), settings in zip(asked, (own, changed), strict=True):
         assert found == ['weights', 3, [2, 0, 2], settings, 2]
         assert key == jax.random.key(7)

@@ -371,6 +371,65 @@ def test_generate_guides_a_class_away_from_the_null_class(tiny, params, conditio
     assert np.abs(x - x0).max() > 0.01
 
 
+# Guidance by the network without some of its blocks
+
+
+def without_first_block(params):
+    smaller = dict(params)
+    for name in ('blocks', 'modulation_kernel', 'modulation_bias'):
+        smaller[name] = jax.tree.map(lambda leaf: leaf[1:], params[name])
+    return smaller
+
+
+def skipping(tiny, params, conditioning, skip, given, *guided):
+    mesh = sharding.make_mesh((-1, 1, 1), jax.devices()[:1])
+    d = Diffusion(noise_scale=0.5)
+    draw = generate.compiled_sampler(tiny(), d, 'heun', 1, D.t_eps, mesh, skip)
+    return np.asarray(draw(params, conditioning['z'], given, *guided))
+
+
+def test_skipping_a_block_guides_away_from_the_network_without_it(tiny, params, conditioning, run):
+    z, zero = 0.5 * conditioning['z'], np.zeros(5, np.float32)
+    x, _ = run(tiny(), params, z, zero)
+    worse, _ = run(tiny(depth=1, class_start=0), without_first_block(params), z, zero)
+    skip = generate.Settings(skip_blocks=(0,), skip_scale=3.0).skip
+    guided = skipping(tiny, params, conditioning, skip, {})
+    np.testing.assert_allclose(guided, worse + 3 * (x - worse), atol=1e-4)
+    assert np.abs(x - worse).max() > 0.01
+    late = skip._replace(interval=(0.5, 1.0))  # and the only pass is at t = 0
+    np.testing.assert_allclose(skipping(tiny, params, conditioning, late, {}), x, atol=1e-4)
+
+
+def test_skipping_goes_with_classes_and_their_guidance(tiny, params, conditioning, run):
+    z, zero = 0.5 * conditioning['z'], np.zeros(5, np.float32)
+    label = np.array([0, 1, 2, 3, 4], np.int32)
+    x, _ = run(tiny(), params, z, zero, label=label)
+    null, _ = run(tiny(), params, z, zero, label=np.full_like(label, CLASSES))
+    worse, _ = run(tiny(depth=1, class_start=0), without_first_block(params), z, zero, label=label)
+    skip = generate.SkipGuidance((0,), 2.0, (0.0, 1.0))
+    found = skipping(tiny, params, conditioning, skip, {'label': label}, 3.0)
+    guided = null + 3 * (x - null)
+    np.testing.assert_allclose(found, worse + 2 * (guided - worse), atol=1e-4)
+
+
+@pytest.mark.parametrize('how', [{}, {'skip_blocks': (0,)}, {'skip_scale': 3.0}])
+def test_without_blocks_or_at_scale_one_nothing_is_skipped(how):
+    assert generate.Settings(**how).skip is None
+
+
+def test_blocks_left_out_of_a_list_of_weights_are_those_left_out_of_the_stack(tiny, params):
+    """GPUs take the weights of blocks one by one."""
+    model = tiny()
+    weights = {'layers': generate.layers_of(params, model.depth)}
+    smaller, stacked, listed = generate.without_blocks(model, params, weights, (0,))
+    assert smaller.depth == len(listed['layers']) == 1 and smaller.class_start == 0
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        generate.layers_of(stacked, 1),
+        listed['layers'],
+    )
+
+
 def test_an_image_does_not_depend_on_its_batch(conditioning, first_step):
     z = conditioning['z'].copy()
     images = first_step((0.0, 1.0), z)

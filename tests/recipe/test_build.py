@@ -70,13 +70,16 @@ def test_the_network_and_its_samples_are_those_of_the_config():
     how |= {'model.channels': 1, 'model.num_classes': 7, 'model.freeze_tables': False}
     how |= {'sample.sampler': 'euler', 'sample.steps': 9, 'sample.guidance': 1.7}
     how |= {'sample.interval': (0.2, 0.7), 'sample.t_eps': 0.3}
+    how |= {'sample.skip_blocks': (3, 5), 'sample.skip_scale': 2.0}
+    how |= {'sample.skip_interval': (0.1, 0.6)}
     model = recipe_of(config, **how).model
     for section in ('model', 'compute'):
         for name in vars(model).keys() & dict(config[section]).keys() - {'dtype'}:
             assert getattr(model, name) == config[section][name], name
     for name, value in VARIANTS['H'].items():
         assert getattr(model, name) == value, name
-    assert build.settings(config) == Settings('euler', 9, 1.7, (0.2, 0.7), 0.3)
+    plain = ('euler', 9, 1.7, (0.2, 0.7), 0.3)
+    assert build.settings(config) == Settings(*plain, (3, 5), 2.0, (0.1, 0.6))
 
 
 def conditioning_of(**changes):
