@@ -85,6 +85,27 @@ def test_imports_come_from_rooms_above(path):
         )
 
 
+def at_the_top(path: Path) -> set[Path]:
+    """The files of the package that a file imports when it is itself imported."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('jit_jax'):
+            for name in [node.module, *(f'{node.module}.{alias.name}' for alias in node.names)]:
+                found.add(ROOT / f'{name.replace(".", "/")}.py')
+    return found & set(FILES)
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """A circle works or fails by which of its files is imported first."""
+    left = {path: at_the_top(path) - {path} for path in FILES}
+    while True:
+        done = {path for path, needed in left.items() if not needed & left.keys()}
+        if not done:
+            break
+        left = {path: needed for path, needed in left.items() if path not in done}
+    assert not left, f'these import each other in a circle: {sorted(map(relative, left))}'
+
+
 @pytest.mark.parametrize('place', NEVER)
 def test_rooms_do_not_know_what_they_must_not(place):
     files = [

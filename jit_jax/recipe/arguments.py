@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from jit_jax.errors import UserError, shown
 from jit_jax.model.jit import JiT
 from jit_jax.recipe import build
+from jit_jax.recipe.inputs import is_whole
 
 SEEDS = 2**32  # JAX takes this much of a seed, and would drop the rest unsaid
 KEY = 'a seed such as 0, or a random key such as jax.random.key(0)'
@@ -66,8 +67,3 @@ def check_path(name: str, path) -> None:
     """Raises UserError unless `path` names a folder, or a file."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise UserError(f"{name} is the folder of a run, such as 'runs/uncond'; got {shown(path)}.")
-
-
-def is_whole(value) -> bool:
-    """Whether a value is a whole number, of Python or NumPy."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

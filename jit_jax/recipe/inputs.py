@@ -19,7 +19,6 @@ from jit_jax.errors import UserError, shown
 from jit_jax.model.jit import JiT
 from jit_jax.model.sequence import COND, GRID, condition_grid
 from jit_jax.recipe import kinds, text_encoder
-from jit_jax.recipe.arguments import is_whole
 
 NEEDS = {
     'cond_valid': 'cond',
@@ -81,6 +80,11 @@ def check_blocks(name: str, blocks, depth: int) -> None:
             f'{name} is numbers of blocks, from 0 to {depth - 1} and not all of them; '
             f'got {blocks!r}.'
         )
+
+
+def is_whole(value) -> bool:
+    """Whether a value is a whole number, of Python or NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_count(name: str, value, at_least: int) -> None:
