@@ -454,6 +454,9 @@ def test_command_there_and_back(torch, tmp_path, capsys):
         'guidance': 1.0,
         'interval': [0.1, 1.0],
         't_eps': 0.05,
+        'skip_blocks': [],
+        'skip_scale': 1.0,
+        'skip_interval': [0.0, 1.0],
     }
     jax.tree.map(np.testing.assert_array_equal, params['cond_embed'], params['target_embed'])
 

@@ -186,4 +186,4 @@ def test_an_object_store(tmp_path, monkeypatch, caplog):
 
 def test_the_docs_are_one_page():
     page = pathlib.Path(__file__).parents[2] / 'docs' / 'checkpoints.md'
-    assert len(page.read_text().splitlines()) <= 70
+    assert len(page.read_text().split()) <= 800  # words
