@@ -209,6 +209,12 @@ def define_skip(add: Callable) -> None:
     add('--skip_scale', type=finite_number, help="of that guidance, 1 is none; the run's own")
 
 
+def sampler_changes(args: argparse.Namespace) -> dict:
+    """What the flags say of how images are drawn, None where the run's own way stays."""
+    names = ('steps', 'sampler', 'guidance', 't_eps', 'skip_blocks', 'skip_scale')
+    return {name: getattr(args, name) for name in names}
+
+
 def words(text: str) -> list[str]:
     """The type of a flag that is a list, written with commas: 'a,b' → ['a', 'b']."""
     found = [word.strip() for word in text.split(',')]

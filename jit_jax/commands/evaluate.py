@@ -13,7 +13,6 @@ On several hosts, run it on each.
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from collections.abc import Callable
 import jax
 
 from jit_jax.commands import command_line, environment
-from jit_jax.diffusion.generate import Settings
 from jit_jax.diffusion.samplers import SAMPLERS
 from jit_jax.errors import UserError
 from jit_jax.evaluation import measure
@@ -125,7 +123,7 @@ def evaluate(args: argparse.Namespace, axes: dict[str, list]) -> None:
         how = {'num': num, 'batch': args.batch, 'seed': args.seed, 'files': files, 'say': tell}
         return CellMeasure(run, remembered, names, **how)
 
-    cell = Cell(emas[0], chosen_settings(args, run.model.settings))
+    cell = Cell(emas[0], run.model.sampling(**command_line.sampler_changes(args)))
     num = args.final_num if axes else args.num
     say(f'Measuring {", ".join(names)} of {args.workdir}, step {run.model.step} …')
     # What the last cell needs is opened before a sweep, so that nothing is found wrong after it.
@@ -189,24 +187,6 @@ def swept_metric(names: list[str]) -> str:
     raise UserError(
         f'--sweep compares generated images; --metrics names one of {", ".join(SCORES)} first.'
     )
-
-
-def chosen_settings(args: argparse.Namespace, settings: Settings) -> Settings:
-    """The run's way to sample, with what flags change."""
-    changed = {}
-    if args.sampler is not None:
-        changed['sampler'] = args.sampler
-    if args.steps is not None:
-        changed['steps'] = args.steps
-    if args.guidance is not None:
-        changed['guidance'] = args.guidance
-    if args.t_eps is not None:
-        changed['t_eps'] = args.t_eps
-    if args.skip_blocks is not None:
-        changed['skip_blocks'] = args.skip_blocks
-    if args.skip_scale is not None:
-        changed['skip_scale'] = args.skip_scale
-    return dataclasses.replace(settings, **changed)
 
 
 def say_what_to_know(args: argparse.Namespace, run: MeasuredRun, names: list[str]) -> None:

@@ -128,19 +128,13 @@ def draw_trajectory(
         params,
         jax.random.key(args.seed),
         **jax.tree.map(_first_row, asked.conditioning),
-        **changes(args),
+        **command_line.sampler_changes(args),
         begin=begin,
     )
     if jax.process_index() == 0:
         with destination.writing(args.out, '--out'):
             save_png(args.out, preview.strip(path, args.trajectory))
         print(f'Image 0 of step {model.step}, from t={args.start or 0:g} to t=1, in {args.out}')
-
-
-def changes(args: argparse.Namespace) -> dict:
-    """What the flags say of how images are drawn, None where the run's own way stays."""
-    names = ('steps', 'sampler', 'guidance', 't_eps', 'skip_blocks', 'skip_scale')
-    return {name: getattr(args, name) for name in names}
 
 
 def _first_row(rows):
@@ -166,7 +160,7 @@ def draw_images(
         images = destination.Archive(args.out, args.num)
     else:
         images = destination.Folder(args.out)
-    settings = model.sampling(**changes(args))
+    settings = model.sampling(**command_line.sampler_changes(args))
     key, writes = jax.random.key(args.seed), jax.process_index() == 0
     batches = trained.draw(
         model,
